@@ -1,0 +1,1 @@
+"""Datasets: sources, betons, the FFCV loader and the distilled set."""

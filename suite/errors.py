@@ -1,0 +1,110 @@
+"""One exception family: what is wrong, where, what is allowed, and the next command.
+
+Every failure that the suite foresees is a `SuiteError` with a kind. The kind decides what happens next
+(retry, row, block), the exit code tells a shell, and the message is one line. `SUITE_DEBUG=1` shows tracebacks.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterable
+from typing import NoReturn
+
+
+class SuiteError(Exception):
+    """A failure that the suite understands.
+
+    Args:
+        what: What is wrong, in one line.
+        where: File, line, dataset or stage that it concerns.
+        hint: What is allowed, or the command to type next.
+    """
+
+    kind = "infra"
+    exit_code = 1
+
+    def __init__(self, what: str, *, where: str = "", hint: str = "") -> None:
+        self.what = " ".join(str(what).split())
+        self.where = where
+        self.hint = " ".join(str(hint).split())
+        super().__init__(self.line())
+
+    def line(self) -> str:
+        """The message as one line: `where: what - hint`."""
+        text = f"{self.where}: {self.what}" if self.where else self.what
+        return f"{text} - {self.hint}" if self.hint else text
+
+
+class UserError(SuiteError):
+    """Bad input: a grid, a flag, a name. Never retried."""
+
+    kind = "user"
+    exit_code = 2
+
+
+class DataError(SuiteError):
+    """Missing, corrupt or unexpected data. Not retried; blocks what depends on it."""
+
+    kind = "data"
+
+
+class OutOfMemory(SuiteError):
+    """The device or the host ran out of memory."""
+
+    kind = "oom"
+
+
+class NumericError(SuiteError):
+    """NaN or Inf where numbers were expected: the attempt becomes a row with status `diverged`."""
+
+    kind = "numeric"
+
+
+class InfraError(SuiteError):
+    """Scheduler, file system, stalled loader: worth a retry."""
+
+    kind = "infra"
+
+
+def did_you_mean(name: str, allowed: Iterable[str]) -> str:
+    """A hint that names the closest allowed word, else the first allowed ones."""
+    names = sorted(str(a) for a in allowed)
+    close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.6)
+    if close:
+        return f"did you mean {close[0]!r}?"
+    shown = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
+    return f"allowed: {shown}" if names else "nothing is allowed here"
+
+
+def debug() -> bool:
+    """Whether tracebacks are wanted (`SUITE_DEBUG=1`)."""
+    return os.environ.get("SUITE_DEBUG", "") not in ("", "0")
+
+
+def exit_with(error: SuiteError) -> NoReturn:
+    """Print the one line of an error and leave with its exit code."""
+    if debug():
+        traceback.print_exception(error)
+    print(f"error: {error.line()}", file=sys.stderr)
+    raise SystemExit(error.exit_code)
+
+
+def guarded(main: Callable[[], int | None]) -> NoReturn:
+    """Run a command line's main: one line for foreseen errors, 130/143 for interruptions, 141-free pipes."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        code = main() or 0
+        sys.stdout.flush()
+    except SuiteError as error:
+        exit_with(error)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(0) from None
+    raise SystemExit(code)

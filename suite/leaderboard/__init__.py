@@ -1,0 +1,1 @@
+"""From rows to leaderboards: statistics, tables, plots and a page."""

@@ -1,0 +1,1 @@
+"""Networks, views, matchers, the synthesis loop, soft labels and student training."""

@@ -1,0 +1,76 @@
+"""What a method is given: the dataset's facts, its inputs, a device, seeded generators and counters."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+
+from suite.spec.datasets import Dataset
+
+if TYPE_CHECKING:
+    from suite.data.loader import RealImages
+    from suite.learn.statistics import ClassStatistics
+    from suite.learn.teachers import Teacher
+
+
+def generator(seed: int, *names: object, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator seeded by a number and a purpose, so that no two purposes share a stream.
+
+    Args:
+        seed: The seed of the stage.
+        names: The purpose, e.g. `("views", batch_index)`.
+        device: Where the draws are made; the stream differs between CPU and CUDA.
+    """
+    text = ":".join(str(n) for n in (seed, *names))
+    number = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+    return torch.Generator(device=device).manual_seed(number)
+
+
+@dataclass
+class Counters:
+    """Work that was done, counted rather than timed.
+
+    Attributes:
+        image_iterations: Optimiser updates summed over images.
+        forward_images: Images that went through a teacher (scoring and relabelling included).
+    """
+
+    image_iterations: int = 0
+    forward_images: int = 0
+
+
+@dataclass
+class Job:
+    """The inputs of one synthesis.
+
+    Attributes:
+        dataset: Facts: classes, size S, mean, std.
+        ipc: Images per class.
+        seed: Of this synthesis.
+        device: Where to compute.
+        teachers: Frozen networks in eval mode, those that the plan gave; empty unless the method needs them.
+        statistics: One per teacher, for methods that need `statistics`.
+        real: The training split; None unless the method needs `real`.
+        precision: `fp32` or `bf16` (autocast around teacher forwards; statistics stay fp32).
+        progress: Called with (done, total) now and then.
+        counters: Filled in by the method and the shared loop.
+    """
+
+    dataset: Dataset
+    ipc: int
+    seed: int
+    device: torch.device
+    teachers: list[Teacher] = field(default_factory=list)
+    statistics: list[ClassStatistics] = field(default_factory=list)
+    real: RealImages | None = None
+    precision: str = "fp32"
+    progress: Callable[[int, int], None] = lambda done, total: None
+    counters: Counters = field(default_factory=Counters)
+
+    def generator(self, *names: object) -> torch.Generator:
+        """A CPU generator for one purpose of this synthesis."""
+        return generator(self.seed, *names)

@@ -1,0 +1,135 @@
+"""The registry of methods: one file a method, found by its name, readable without torch.
+
+A method is a frozen dataclass whose fields are its hyper-parameters. That one class is what a grid's overrides are
+checked against, what `python -m suite.launch --list` prints, what is hashed, and what runs. To add one, copy
+`template.py.txt` beside this file to `<name>.py` and fill it in; nothing else needs to be edited.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import cache
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+from suite.errors import UserError, did_you_mean
+from suite.spec.recipes import Labels, StudentRecipe
+
+if TYPE_CHECKING:
+    from suite.data.distilled import DistilledSet
+    from suite.learn.job import Job
+
+#: Needs that a method may declare: real training images, a teacher, class-wise statistics of the teacher.
+NEEDS = frozenset({"real", "teacher", "statistics"})
+
+
+@dataclass(frozen=True)
+class Method:
+    """What every method is. Subclasses add hyper-parameters as fields and implement `synthesize`."""
+
+    name: ClassVar[str] = ""
+    paper: ClassVar[str] = ""
+    version: ClassVar[int] = 0
+    needs: ClassVar[frozenset[str]] = frozenset()
+    #: Label policy of protocol `paper`. Protocol `matched` keeps `hard` and turns the others into `online`.
+    labels: ClassVar[Labels] = "online"
+    #: Paper hyper-parameters: {(dataset base or "*", IPC or None): {field: value}}; later matches win.
+    paper_values: ClassVar[Mapping[tuple[str, int | None], Mapping[str, Any]]] = {}
+    #: Teachers of synthesis and of labels under protocol `paper`, by dataset base; others use the grid's teacher.
+    paper_teachers: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    paper_label_teachers: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+
+    @classmethod
+    def for_dataset(cls, base: str, ipc: int, overrides: Mapping[str, Any] | None = None) -> Method:
+        """The method with its paper's values for a dataset and IPC, then the grid's overrides."""
+        values: dict[str, Any] = {}
+        for name, count in (("*", None), ("*", ipc), (base, None), (base, ipc)):
+            values |= cls.paper_values.get((name, count), {})
+        return replace(cls(), **{**values, **(overrides or {})})
+
+    def recipe(self, base: str, classes: int, ipc: int, student: str) -> StudentRecipe:
+        """The student recipe of the paper (protocol `paper`) for a dataset base and its number of classes."""
+        raise NotImplementedError(f"{type(self).__name__}.recipe")  # pragma: no cover - abstract
+
+    def image_iterations(self, ipc: int) -> int:
+        """Planned optimiser updates per image (0 for methods that only select); used by the cost estimate."""
+        return 0
+
+    def synthesize(self, job: Job) -> DistilledSet:
+        """Make the distilled set: uint8 [classes*ipc, 3, S, S], class-major, with int64 labels."""
+        raise NotImplementedError(f"{type(self).__name__}.synthesize")  # pragma: no cover - abstract
+
+
+METHODS: dict[str, type[Method]] = {}
+_BROKEN: dict[str, str] = {}
+M = TypeVar("M", bound=type[Method])
+
+
+def method(
+    *, name: str, paper: str, version: int, needs: tuple[str, ...] = (), labels: Labels = "online"
+) -> Callable[[M], M]:
+    """Register a method class.
+
+    Args:
+        name: The name that grids use: lower case, digits and underscores.
+        paper: `arXiv:NNNN.NNNNN`, or a short reference for baselines.
+        version: Bumped whenever the method computes something else.
+        needs: Some of `NEEDS`; the plan gives a synthesis exactly these inputs.
+        labels: Label policy of protocol `paper`.
+    """
+
+    def register(cls: M) -> M:
+        if name in METHODS:
+            raise ValueError(f"method {name!r} is registered twice: {METHODS[name].__module__} and {cls.__module__}")
+        if not is_dataclass(cls) or unknown_needs(needs):
+            raise ValueError(f"method {name!r}: a frozen dataclass is needed, with needs among {sorted(NEEDS)}")
+        cls.name, cls.paper, cls.version = name, paper, version
+        cls.needs, cls.labels = frozenset(needs), labels
+        METHODS[name] = cls
+        return cls
+
+    return register
+
+
+def unknown_needs(needs: tuple[str, ...]) -> set[str]:
+    """The declared needs that do not exist."""
+    return set(needs) - NEEDS
+
+
+@cache
+def discover() -> dict[str, type[Method]]:
+    """Import every method file once and return the registry. A file that fails to import spoils only itself."""
+    for info in pkgutil.iter_modules(__path__):
+        try:
+            importlib.import_module(f"{__name__}.{info.name}")
+        except Exception as error:  # reported by `get` with the file's name; the other methods stay usable
+            _BROKEN[info.name] = f"{type(error).__name__}: {error}"
+    return METHODS
+
+
+def broken() -> dict[str, str]:
+    """Method files that could not be imported, with the reason."""
+    discover()
+    return dict(_BROKEN)
+
+
+def get(name: str, where: str = "") -> type[Method]:
+    """The method class of a name.
+
+    Raises:
+        UserError: If it is unknown, or its file cannot be imported.
+    """
+    found = discover().get(name)
+    if found is not None:
+        return found
+    if name in _BROKEN:
+        raise UserError(f"method {name!r} cannot be imported: {_BROKEN[name]}", where=where, hint="SUITE_DEBUG=1")
+    raise UserError(f"unknown method {name!r}", where=where, hint=did_you_mean(name, METHODS))
+
+
+def parameters(cls: type[Method]) -> dict[str, Any]:
+    """The hyper-parameters of a method and their defaults."""
+    instance = cls()
+    return {f.name: getattr(instance, f.name) for f in fields(cls)}

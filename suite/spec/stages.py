@@ -1,0 +1,185 @@
+"""Stages: units of work shared by cells, each with a frozen, typed spec and a key.
+
+A spec holds everything that changes a stage's output and nothing else: resources, paths and hosts are never in it.
+A change to how a stage computes bumps its number in `VERSIONS` (and CHANGELOG.md says so).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from suite.spec.keys import plain, stage_key
+from suite.spec.recipes import Labels, RelabelRecipe, StudentRecipe, TeacherRecipe
+
+Loader = Literal["ffcv", "torchvision"]
+Precision = Literal["fp32", "bf16"]
+Protocol = Literal["paper", "matched"]
+Weights = Literal["scratch", "pretrained", "file"]
+
+#: Kinds in the order in which a plan runs them.
+KINDS = ("prepare", "teacher", "statistics", "synthesis", "relabel", "evaluation")
+
+#: Declared versions; part of every key. Methods have versions of their own, in `SynthesisSpec.version`.
+VERSIONS = {"prepare": 1, "teacher": 1, "statistics": 1, "synthesis": 1, "relabel": 1, "evaluation": 1}
+
+
+@dataclass(frozen=True, slots=True)
+class PrepareSpec:
+    """A dataset written as betons: square images of side `stored`, JPEG from 96 pixels up and raw below."""
+
+    dataset: str
+    classes: int
+    size: int
+    stored: int
+    per_class: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class TeacherSpec:
+    """A teacher: trained from scratch with `recipe`, or weights that exist already.
+
+    `pretrained` takes torchvision's IMAGENET1K_V1 or timm's default weights from the hub's cache; `file` reads
+    `<weights root>/<dataset base>/<arch>.{safetensors,pth}`.
+    """
+
+    dataset: str
+    arch: str
+    weights: Weights
+    recipe: TeacherRecipe | None
+    seed: int
+    loader: Loader
+    precision: Precision
+
+
+@dataclass(frozen=True, slots=True)
+class StatisticsSpec:
+    """Class-wise and global statistics of a teacher's BatchNorm and Conv2d inputs over real training images."""
+
+    dataset: str
+    arch: str
+    per_class: int | None
+    crop: tuple[float, float]
+    flip: bool
+    patch: int
+    batch: int
+    seed: int
+    loader: Loader
+
+
+@dataclass(frozen=True, slots=True)
+class SynthesisSpec:
+    """A distilled set: method, its resolved parameters, and what it is made for."""
+
+    method: str
+    version: int
+    params: dict[str, Any]
+    dataset: str
+    ipc: int
+    teachers: tuple[str, ...]
+    seed: int
+    loader: Loader
+    precision: Precision
+
+
+@dataclass(frozen=True, slots=True)
+class RelabelSpec:
+    """A stored stream of soft labels: views of the distilled images and the teachers' logits on them (FKD)."""
+
+    dataset: str
+    ipc: int
+    teachers: tuple[str, ...]
+    recipe: RelabelRecipe
+    seed: int
+    precision: Precision
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationSpec:
+    """A student trained on a distilled set and scored on the full validation split. Its attempt's record is a row."""
+
+    method: str
+    dataset: str
+    ipc: int
+    teacher: str
+    student: str
+    protocol: Protocol
+    seed: int
+    labels: Labels
+    recipe: StudentRecipe
+    loader: Loader
+    precision: Precision
+
+
+Spec = PrepareSpec | TeacherSpec | StatisticsSpec | SynthesisSpec | RelabelSpec | EvaluationSpec
+SPECS: dict[str, type] = {
+    "prepare": PrepareSpec,
+    "teacher": TeacherSpec,
+    "statistics": StatisticsSpec,
+    "synthesis": SynthesisSpec,
+    "relabel": RelabelSpec,
+    "evaluation": EvaluationSpec,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One node of a plan.
+
+    Attributes:
+        kind: One of `KINDS`.
+        spec: The frozen parameters.
+        inputs: Roles and keys of the stages that it reads, e.g. `{"prepare": ..., "teacher.0": ...}`. The kind of an
+            input is the part of its role before the dot.
+        key: Derived from kind, version, spec and the inputs' keys.
+    """
+
+    kind: str
+    spec: Spec
+    inputs: dict[str, str] = field(default_factory=dict)
+    key: str = ""
+
+    @staticmethod
+    def make(kind: str, spec: Spec, inputs: dict[str, str] | None = None) -> Stage:
+        """Build a stage and derive its key."""
+        inputs = dict(inputs or {})
+        return Stage(kind, spec, inputs, stage_key(kind, VERSIONS[kind], spec, inputs))
+
+    def label(self) -> str:
+        """A short human name, for tables and logs."""
+        s: Any = self.spec
+        if self.kind in ("synthesis", "evaluation"):
+            head = f"{s.method} {s.dataset} ipc{s.ipc}"
+            return (
+                f"{head} -> {s.student} {s.protocol} seed{s.seed}"
+                if self.kind == "evaluation"
+                else f"{head} seed{s.seed}"
+            )
+        if self.kind == "relabel":
+            return f"{s.dataset} ipc{s.ipc} by {'+'.join(s.teachers)} seed{s.seed}"
+        return f"{s.arch} on {s.dataset}" if self.kind != "prepare" else s.dataset
+
+    def to_json(self) -> dict[str, Any]:
+        """The stage as JSON types."""
+        return {"kind": self.kind, "key": self.key, "spec": plain(self.spec), "inputs": self.inputs}
+
+
+def input_kind(role: str) -> str:
+    """The stage kind that a role names: `teacher.1` is a teacher."""
+    return role.partition(".")[0]
+
+
+def stage_from_json(data: dict[str, Any]) -> Stage:
+    """Rebuild a stage from a plan file or a manifest.
+
+    Raises:
+        ValueError: If the stored key does not follow from the stored spec (other version, or edited by hand).
+    """
+    from pydantic import TypeAdapter
+
+    kind = data["kind"]
+    spec = TypeAdapter(SPECS[kind]).validate_python(data["spec"])
+    stage = Stage.make(kind, spec, data["inputs"])
+    if stage.key != data["key"]:
+        raise ValueError(f"{kind} {data['key']}: spec hashes to {stage.key}; it was planned by another version")
+    return stage

@@ -1,0 +1,192 @@
+"""The store: where artifacts live, which are done, and opening them verified.
+
+<root>/<kind>/<2 hex>/<key>/out/              the published artifact: files, record.json, manifest.json
+/attempts/<name>/  work in progress, one directory an attempt
+/failed/<name>.json   records of attempts that did not publish
+/verified.json     fingerprints of files whose SHA-256 has been checked
+/quarantine/       what was corrupt or superseded; never read again
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from suite.errors import DataError
+from suite.spec.keys import canonical, digest
+from suite.spec.stages import Stage
+from suite.store.files import fingerprint, fsync_dir, read_json, sha256, write_json
+from suite.store.records import SCHEMA, Record
+
+MANIFEST, RECORD = "manifest.json", "record.json"
+
+
+class Corrupt(DataError):
+    """A published artifact that does not verify."""
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A verified, published directory.
+
+    Attributes:
+        path: The directory.
+        manifest: Its manifest.
+    """
+
+    path: Path
+    manifest: dict[str, Any]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the payload's names, sizes and sums: equal digests mean bit-identical payloads."""
+        return str(self.manifest["digest"])
+
+    @property
+    def key(self) -> str:
+        """The stage's key."""
+        return str(self.manifest["key"])
+
+    def record(self) -> Record:
+        """The record of the attempt that published it."""
+        return Record.from_json(read_json(self.path / RECORD))
+
+
+class Store:
+    """All artifacts below one root directory.
+
+    Args:
+        root: The directory; created on first use.
+    """
+
+    def __init__(self, root: Path | str) -> None:
+        self.root = Path(root)
+
+    def home(self, kind: str, key: str) -> Path:
+        """The directory of a stage."""
+        return self.root / kind / key[:2] / key
+
+    def published(self, kind: str) -> set[str]:
+        """Keys of a kind that have a published directory, verified or not: one scan of each fan-out directory."""
+        keys = set()
+        with suppress(FileNotFoundError), os.scandir(self.root / kind) as fans:
+            for fan in fans:
+                with suppress(NotADirectoryError), os.scandir(fan.path) as homes:
+                    keys.update(h.name for h in homes if Path(h.path, "out").is_dir())
+        return keys
+
+    def open(self, kind: str, key: str) -> Artifact:
+        """Open a published artifact after verifying every byte of it.
+
+        A file whose fingerprint (size, times, inode) is unchanged since its last check is not hashed again.
+
+        Raises:
+            FileNotFoundError: If nothing is published.
+            Corrupt: If what is published does not verify.
+        """
+        home = self.home(kind, key)
+        out = home / "out"
+        if not out.is_dir():
+            raise FileNotFoundError(str(out))
+        manifest = self._manifest(out, kind, key)
+        self._verify(home, out, manifest)
+        return Artifact(out, manifest)
+
+    def _manifest(self, out: Path, kind: str, key: str) -> dict[str, Any]:
+        where = str(out / MANIFEST)
+        try:
+            m = read_json(out / MANIFEST)
+        except (OSError, ValueError) as error:
+            raise Corrupt(f"manifest unreadable ({type(error).__name__})", where=where) from error
+        if not isinstance(m, dict) or not isinstance(m.get("schema"), int):
+            raise Corrupt("not a manifest", where=where)
+        if m["schema"] > SCHEMA:
+            raise Corrupt(f"manifest of schema {m['schema']}, newer than {SCHEMA}", where=where)
+        if m.get("kind") != kind or m.get("key") != key:
+            raise Corrupt(f"manifest of {m.get('kind')} {m.get('key')}", where=where)
+        if m.get("seal") != seal(m):
+            raise Corrupt("manifest was changed after it was written", where=where)
+        return m
+
+    def _verify(self, home: Path, out: Path, manifest: dict[str, Any]) -> None:
+        known: dict[str, Any] = {}
+        with suppress(OSError, ValueError):
+            known = read_json(home / "verified.json")
+        names = {**manifest["files"], **manifest["records"]}
+        present = {str(p.relative_to(out)) for p in out.rglob("*") if not p.is_dir() or p.is_symlink()}
+        if extra := present - set(names) - {MANIFEST}:
+            raise Corrupt(f"unexpected file {sorted(extra)[0]!r}", where=str(out))
+        fresh = {}
+        for name, (size, sum_) in names.items():
+            path = out / name
+            try:
+                mark = fingerprint(path)
+            except OSError as error:
+                raise Corrupt("missing file", where=str(path)) from error
+            if path.is_symlink() or mark[0] != size:
+                raise Corrupt(f"{mark[0]} bytes where the manifest says {size}", where=str(path))
+            if known.get(name) != mark and sha256(path) != sum_:
+                raise Corrupt("SHA-256 differs from the manifest", where=str(path))
+            fresh[name] = mark
+        if fresh != known:
+            with suppress(DataError, OSError):  # a reader without write access verifies again next time
+                write_json(home / "verified.json", fresh)
+
+    def quarantine(self, kind: str, key: str, why: str) -> Path | None:
+        """Move a published artifact out of the way, keeping it for inspection; None if another process was faster."""
+        home = self.home(kind, key)
+        target = home / "quarantine" / f"{why}-{time.time_ns()}-{os.getpid()}"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            (home / "out").rename(target)
+        except FileNotFoundError:
+            return None
+        fsync_dir(home)
+        return target
+
+    def failures(self, kind: str, key: str) -> list[Record]:
+        """Records of a stage's attempts that did not publish, oldest first."""
+        folder = self.home(kind, key) / "failed"
+        try:
+            return [Record.from_json(read_json(p)) for p in sorted(folder.glob("*.json"))]
+        except FileNotFoundError:
+            return []
+
+    def records(self, kind: str = "evaluation") -> Iterator[Record]:
+        """Records of all published artifacts of a kind, by key. Unverifiable artifacts are left out."""
+        for key in sorted(self.published(kind)):
+            with suppress(Corrupt, FileNotFoundError):
+                yield self.open(kind, key).record()
+
+    def attempts(self, kind: str, key: str) -> list[Path]:
+        """Directories of attempts that are running, or were killed."""
+        folder = self.home(kind, key) / "attempts"
+        return sorted(p for p in folder.glob("*") if p.is_dir())
+
+
+def seal(manifest: dict[str, Any]) -> str:
+    """A checksum of the manifest itself, so that one flipped byte in it is noticed too."""
+    return digest(canonical({k: v for k, v in manifest.items() if k != "seal"}))
+
+
+def build_manifest(stage: Stage, attempt: str, inputs: dict[str, dict[str, str]], folder: Path) -> dict[str, Any]:
+    """The manifest of an attempt's directory: everything in it, with sizes and sums."""
+    files, records = {}, {}
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        name = str(path.relative_to(folder))
+        (records if name == RECORD else files)[name] = [path.stat().st_size, sha256(path)]
+    body = {
+        "schema": SCHEMA,
+        **stage.to_json(),
+        "attempt": attempt,
+        "input_digests": {role: i["digest"] for role, i in inputs.items()},
+        "files": files,
+        "records": records,
+        "digest": digest(canonical(files)),
+    }
+    return {**body, "seal": seal(body)}

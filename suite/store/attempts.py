@@ -1,0 +1,104 @@
+"""Attempts: one try at a stage, in a directory of its own, published by one rename or recorded as failed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import uuid
+from pathlib import Path
+from types import TracebackType
+
+from suite.errors import InfraError
+from suite.spec.stages import Stage, input_kind
+from suite.store.artifacts import MANIFEST, RECORD, Artifact, Corrupt, Store, build_manifest
+from suite.store.files import fingerprint, fsync_dir, fsync_file, write_json
+from suite.store.records import Record
+
+
+class Attempt:
+    """A working directory for one try at a stage. Use as a context manager; call `publish` at the end.
+
+    Args:
+        store: Where to publish.
+        stage: What is attempted.
+        inputs: Verified artifacts by role.
+    """
+
+    def __init__(self, store: Store, stage: Stage, inputs: dict[str, Artifact]) -> None:
+        self.store, self.stage = store, stage
+        self.inputs = {role: {"key": a.key, "digest": a.digest} for role, a in inputs.items()}
+        job = os.environ.get("SLURM_JOB_ID", "local")
+        restart = os.environ.get("SLURM_RESTART_COUNT", "0")
+        count = len(list((store.home(stage.kind, stage.key) / "failed").glob("*.json")))
+        # The counter comes first, so that names sort in the order of attempts whatever the hosts' clocks say.
+        self.name = f"{count:03d}-{job}-{restart}-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
+        self.home = store.home(stage.kind, stage.key)
+        self.dir = self.home / "attempts" / self.name
+        self.published = False
+
+    def __enter__(self) -> Attempt:
+        try:
+            self.dir.mkdir(parents=True)
+        except OSError as error:
+            raise InfraError(f"cannot create the attempt: {error.strerror}", where=str(self.dir)) from error
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        shutil.rmtree(self.dir, ignore_errors=True)
+
+    def publish(self, record: Record) -> Artifact:
+        """Write the record, then the manifest, make both durable, and rename the directory into place.
+
+        If another attempt was faster, its artifact is verified and this one is dropped; a corrupt winner is
+        quarantined and replaced.
+
+        Returns:
+            The published artifact.
+        """
+        record.attempt = self.name
+        record.inputs = self.inputs
+        write_json(self.dir / RECORD, record.to_json())
+        for path in self.dir.rglob("*"):
+            if path.is_file():
+                fsync_file(path)
+        manifest = build_manifest(self.stage, self.name, self.inputs, self.dir)
+        write_json(self.dir / MANIFEST, manifest)
+        fsync_dir(self.dir)
+        marks = {n: fingerprint(self.dir / n) for n in {**manifest["files"], **manifest["records"]}}
+        for _ in range(3):
+            try:
+                self.dir.rename(self.home / "out")
+            except OSError as error:
+                if not (self.home / "out").exists():
+                    raise InfraError(f"cannot publish: {error.strerror}", where=str(self.home)) from error
+                try:
+                    return self.store.open(self.stage.kind, self.stage.key)
+                except Corrupt:
+                    self.store.quarantine(self.stage.kind, self.stage.key, "corrupt")
+                    continue
+                except FileNotFoundError:
+                    continue
+            fsync_dir(self.home)
+            self.published = True
+            write_json(self.home / "verified.json", marks)
+            return Artifact(self.home / "out", manifest)
+        raise InfraError("cannot publish: another process keeps replacing the artifact", where=str(self.home))
+
+    def fail(self, record: Record) -> Path:
+        """Keep the record of an attempt that did not publish."""
+        record.attempt = self.name
+        record.inputs = self.inputs
+        path = self.home / "failed" / f"{self.name}.json"
+        write_json(path, record.to_json())
+        return path
+
+
+def open_inputs(store: Store, stage: Stage) -> dict[str, Artifact]:
+    """Open and verify every input of a stage.
+
+    Raises:
+        FileNotFoundError: If one is missing.
+        Corrupt: If one does not verify.
+    """
+    return {role: store.open(input_kind(role), key) for role, key in stage.inputs.items()}

@@ -1,0 +1,74 @@
+"""Records: what one attempt at a stage did, where, at what cost. The record of an evaluation is a row.
+
+A published attempt's record is `record.json` inside its artifact; a failed attempt's is `failed/<attempt>.json` beside
+it. Both have this schema, one file an attempt, never appended to.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+SCHEMA = 1
+Status = Literal["done", "failed", "diverged"]
+
+
+@dataclass
+class Record:
+    """One attempt.
+
+    Attributes:
+        kind: Stage kind.
+        key: Stage key.
+        attempt: Name of the attempt, unique in the stage.
+        status: `done`, `failed`, or `diverged` (NaN or Inf: a row that counts as a hole).
+        spec: The stage's spec as JSON.
+        inputs: {role: {"key", "digest"}}.
+        failure: {"kind", "message"} unless done.
+        started: UTC wall clock, ISO 8601.
+        seconds: Duration by the monotonic clock, device-synchronised.
+        device: {"type", "name", "threads", "precision"}.
+        cost: Own cost: {"seconds", "image_iterations", "forward_images", "peak_memory_bytes", "peak_memory_kind", "images"}.
+        upstream: For rows: {"synthesis": cost, "teacher": cost, "statistics": cost, "relabel": cost} of the inputs, with
+            the device's name in each; several teachers are summed.
+        numbers: For rows: {"accuracy_last", "accuracy_best", "best_epoch", "epochs", "steps", "classes", "val_images",
+            "curve": [[epoch, accuracy]], "constant_prediction": bool}; accuracies in percent.
+        storage: For rows: ledger entries {"name", "kind", "bytes", "shipped", "needed_for"}.
+        provenance: {"commit", "dirty", "suite", "python", "torch", ..., "host", "pid", "slurm", "loader", "seed"}.
+        schema: Version of this layout.
+    """
+
+    kind: str
+    key: str
+    attempt: str
+    status: Status
+    spec: dict[str, Any]
+    inputs: dict[str, dict[str, str]] = field(default_factory=dict)
+    failure: dict[str, str] | None = None
+    started: str = ""
+    seconds: float = 0.0
+    device: dict[str, Any] = field(default_factory=dict)
+    cost: dict[str, Any] = field(default_factory=dict)
+    upstream: dict[str, Any] = field(default_factory=dict)
+    numbers: dict[str, Any] = field(default_factory=dict)
+    storage: list[dict[str, Any]] = field(default_factory=list)
+    provenance: dict[str, Any] = field(default_factory=dict)
+    schema: int = SCHEMA
+
+    def to_json(self) -> dict[str, Any]:
+        """The record as JSON types."""
+        return asdict(self)
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> Record:
+        """Read a record of this or an older schema.
+
+        Raises:
+            ValueError: If it is not a record, or of a newer schema.
+        """
+        if not isinstance(data, dict) or not isinstance(data.get("schema"), int):
+            raise ValueError("not a record")
+        if data["schema"] > SCHEMA:
+            raise ValueError(f"record of schema {data['schema']}; this suite reads up to {SCHEMA}")
+        known = Record.__dataclass_fields__
+        return Record(**{k: v for k, v in data.items() if k in known})

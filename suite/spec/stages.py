@@ -26,13 +26,17 @@ VERSIONS = {"prepare": 1, "teacher": 1, "statistics": 1, "synthesis": 1, "relabe
 
 @dataclass(frozen=True, slots=True)
 class PrepareSpec:
-    """A dataset written as betons: square images of side `stored`, JPEG from 96 pixels up and raw below."""
+    """A dataset as square images of side `stored`: betons for FFCV, or an ImageFolder for `loader: torchvision`.
+
+    Betons hold raw pixels below 96 pixels a side and JPEG (quality 90) from there up; folders hold PNG and JPEG.
+    """
 
     dataset: str
     classes: int
     size: int
     stored: int
     per_class: int | None
+    format: Literal["beton", "folder"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +182,7 @@ def stage_from_json(data: dict[str, Any]) -> Stage:
     from pydantic import TypeAdapter
 
     kind = data["kind"]
-    spec = TypeAdapter(SPECS[kind]).validate_python(data["spec"])
+    spec: Spec = TypeAdapter(SPECS[kind]).validate_python(data["spec"])
     stage = Stage.make(kind, spec, data["inputs"])
     if stage.key != data["key"]:
         raise ValueError(f"{kind} {data['key']}: spec hashes to {stage.key}; it was planned by another version")

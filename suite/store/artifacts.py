@@ -73,7 +73,7 @@ class Store:
 
     def published(self, kind: str) -> set[str]:
         """Keys of a kind that have a published directory, verified or not: one scan of each fan-out directory."""
-        keys = set()
+        keys: set[str] = set()
         with suppress(FileNotFoundError), os.scandir(self.root / kind) as fans:
             for fan in fans:
                 with suppress(NotADirectoryError), os.scandir(fan.path) as homes:
@@ -176,7 +176,8 @@ def seal(manifest: dict[str, Any]) -> str:
 
 def build_manifest(stage: Stage, attempt: str, inputs: dict[str, dict[str, str]], folder: Path) -> dict[str, Any]:
     """The manifest of an attempt's directory: everything in it, with sizes and sums."""
-    files, records = {}, {}
+    files: dict[str, list[Any]] = {}
+    records: dict[str, list[Any]] = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         name = str(path.relative_to(folder))
         (records if name == RECORD else files)[name] = [path.stat().st_size, sha256(path)]

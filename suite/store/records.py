@@ -28,9 +28,10 @@ class Record:
         started: UTC wall clock, ISO 8601.
         seconds: Duration by the monotonic clock, device-synchronised.
         device: {"type", "name", "threads", "precision"}.
-        cost: Own cost: {"seconds", "image_iterations", "forward_images", "peak_memory_bytes", "peak_memory_kind", "images"}.
-        upstream: For rows: {"synthesis": cost, "teacher": cost, "statistics": cost, "relabel": cost} of the inputs, with
-            the device's name in each; several teachers are summed.
+        cost: Own cost: {"seconds", "image_iterations", "forward_images", "images", "peak_memory_bytes",
+            "peak_memory_kind", "device"}.
+        upstream: For rows: {"synthesis": cost, "teacher": cost, "statistics": cost, "relabel": cost} of the inputs;
+            several teachers are summed.
         numbers: For rows: {"accuracy_last", "accuracy_best", "best_epoch", "epochs", "steps", "classes", "val_images",
             "curve": [[epoch, accuracy]], "constant_prediction": bool}; accuracies in percent.
         storage: For rows: ledger entries {"name", "kind", "bytes", "shipped", "needed_for"}.

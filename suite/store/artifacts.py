@@ -20,7 +20,7 @@ from typing import Any
 from suite.errors import DataError
 from suite.spec.keys import canonical, digest
 from suite.spec.stages import Stage
-from suite.store.files import fingerprint, fsync_dir, read_json, sha256, write_json
+from suite.store.files import dump_json, fingerprint, fsync_dir, read_json, sha256, write_json
 from suite.store.records import SCHEMA, Record
 
 MANIFEST, RECORD = "manifest.json", "record.json"
@@ -109,7 +109,7 @@ class Store:
             raise Corrupt(f"manifest of schema {m['schema']}, newer than {SCHEMA}", where=where)
         if m.get("kind") != kind or m.get("key") != key:
             raise Corrupt(f"manifest of {m.get('kind')} {m.get('key')}", where=where)
-        if m.get("seal") != seal(m):
+        if m.get("seal") != seal(m) or dump_json(m) != (out / MANIFEST).read_bytes():
             raise Corrupt("manifest was changed after it was written", where=where)
         return m
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 
 from suite.errors import InfraError
+from suite.faults import fault_point
 from suite.spec.stages import Stage, input_kind
 from suite.store.artifacts import MANIFEST, RECORD, Artifact, Corrupt, Store, build_manifest
 from suite.store.files import fingerprint, fsync_dir, fsync_file, write_json
@@ -38,6 +39,7 @@ class Attempt:
         self.published = False
 
     def __enter__(self) -> Attempt:
+        self._sweep()
         try:
             self.dir.mkdir(parents=True)
         except OSError as error:
@@ -46,6 +48,13 @@ class Attempt:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         shutil.rmtree(self.dir, ignore_errors=True)
+
+    def _sweep(self) -> None:
+        """Remove what killed attempts of this host left behind; directories of other hosts are left to `clean`."""
+        for path in self.store.attempts(self.stage.kind, self.stage.key):
+            host, _, rest = path.name.split("-", 3)[3].rpartition("-")[0].rpartition("-")
+            if host == socket.gethostname() and rest.isdigit() and not Path(f"/proc/{rest}").exists():
+                shutil.rmtree(path, ignore_errors=True)
 
     def publish(self, record: Record) -> Artifact:
         """Write the record, then the manifest, make both durable, and rename the directory into place.
@@ -59,12 +68,14 @@ class Attempt:
         record.attempt = self.name
         record.inputs = self.inputs
         write_json(self.dir / RECORD, record.to_json())
+        fault_point(self.stage.kind, "recorded")
         for path in self.dir.rglob("*"):
             if path.is_file():
                 fsync_file(path)
         manifest = build_manifest(self.stage, self.name, self.inputs, self.dir)
         write_json(self.dir / MANIFEST, manifest)
         fsync_dir(self.dir)
+        fault_point(self.stage.kind, "sealed")
         marks = {n: fingerprint(self.dir / n) for n in {**manifest["files"], **manifest["records"]}}
         for _ in range(3):
             try:
@@ -92,6 +103,11 @@ class Attempt:
         path = self.home / "failed" / f"{self.name}.json"
         write_json(path, record.to_json())
         return path
+
+
+def is_current(artifact: Artifact, inputs: dict[str, Artifact]) -> bool:
+    """Whether an artifact was made from exactly these inputs, byte for byte."""
+    return bool(artifact.manifest["input_digests"] == {role: a.digest for role, a in inputs.items()})
 
 
 def open_inputs(store: Store, stage: Stage) -> dict[str, Artifact]:

@@ -1,0 +1,171 @@
+"""What a stage runner is given and what it gives back, and how it opens its inputs."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from suite.spec.datasets import Dataset, dataset
+from suite.spec.stages import Stage
+from suite.store import Artifact
+
+if TYPE_CHECKING:
+    from suite.data.loader import RealImages
+    from suite.learn.teachers import Teacher
+
+
+@dataclass
+class Settings:
+    """What a run says about the place where its stages run. Nothing here changes a number.
+
+    Attributes:
+        store: Root of the store.
+        sources: Where raw datasets lie, by dataset base; used by `prepare`.
+        weights: Root of teacher weights for `teacher.weights: file`.
+        threads: CPU threads a process; the same everywhere, since sums depend on it in the last bit.
+        device: `auto`, `cpu` or `cuda`.
+        loader_timeout: Seconds without a batch after which a loader counts as stalled.
+    """
+
+    store: str
+    sources: dict[str, str] = field(default_factory=dict)
+    weights: str | None = None
+    threads: int = 1
+    device: str = "auto"
+    loader_timeout: float = 300.0
+
+
+@dataclass
+class Outcome:
+    """What a stage did: its cost, and for evaluations the numbers and the storage ledger of a row."""
+
+    cost: dict[str, Any]
+    numbers: dict[str, Any] = field(default_factory=dict)
+    storage: list[dict[str, Any]] = field(default_factory=list)
+    upstream: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Context:
+    """The inputs of a stage runner.
+
+    Attributes:
+        stage: What to run.
+        inputs: Verified artifacts by role.
+        dir: The attempt's directory; files written here are published.
+        settings: The place.
+        device: Where to compute.
+        progress: Called with (done, total) now and then.
+    """
+
+    stage: Stage
+    inputs: dict[str, Artifact]
+    dir: Path
+    settings: Settings
+    device: torch.device
+    progress: Callable[[int, int], None]
+
+    @property
+    def spec(self) -> Any:
+        """The stage's spec."""
+        return self.stage.spec
+
+    @property
+    def dataset(self) -> Dataset:
+        """Facts about the stage's dataset."""
+        return dataset(self.spec.dataset)
+
+    def roles(self, kind: str) -> list[Artifact]:
+        """Inputs of one kind, in the order of their numbers."""
+        roles = sorted(
+            (r for r in self.inputs if r.partition(".")[0] == kind), key=lambda r: int(r.partition(".")[2] or 0)
+        )
+        return [self.inputs[r] for r in roles]
+
+    def real(self, split: str) -> RealImages:
+        """A split of the prepared dataset."""
+        from suite.data.loader import open_split
+
+        return open_split(self.inputs["prepare"].path, split, self.spec.loader, self.settings.loader_timeout)
+
+    def teachers(self) -> list[Teacher]:
+        """The teachers among the inputs, frozen, on the device."""
+        from suite.learn.teachers import load_teacher
+
+        return [
+            load_teacher(
+                a.manifest["spec"]["arch"], self.dataset, path=a.path / "weights.safetensors", device=self.device
+            )
+            for a in self.roles("teacher")
+        ]
+
+
+@contextmanager
+def metered(device: torch.device) -> Iterator[dict[str, Any]]:
+    """Measure a computation: device-synchronised seconds and peak memory, filled in when the block ends."""
+    cost: dict[str, Any] = {}
+    gc.collect()
+    cuda = device.type == "cuda"
+    if cuda:
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        reset = _reset_peak_rss()
+    begin = time.monotonic()
+    yield cost
+    if cuda:
+        torch.cuda.synchronize(device)
+    cost["seconds"] = time.monotonic() - begin
+    cost["device"] = device_info(device)["name"]
+    if cuda:
+        cost["peak_memory_bytes"] = torch.cuda.max_memory_allocated(device)
+        cost["peak_memory_kind"] = "cuda allocated"
+    else:
+        cost["peak_memory_bytes"] = _peak_rss()
+        cost["peak_memory_kind"] = "resident set" if reset else "resident set of the whole process"
+
+
+def _reset_peak_rss() -> bool:
+    """Restart the kernel's high-water mark of this process; False where the kernel does not offer it."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+def _peak_rss() -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    raise OSError("VmHWM is missing from /proc/self/status")
+
+
+def device_info(device: torch.device) -> dict[str, Any]:
+    """Type, name and thread count of a device, for records."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:
+        lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+        name = next((ln.partition(":")[2].strip() for ln in lines if ln.startswith("model name")), "cpu")
+    return {"type": device.type, "name": name, "threads": torch.get_num_threads()}
+
+
+def summed(costs: list[dict[str, Any]]) -> dict[str, Any]:
+    """One cost for several stages: seconds and counts added, the largest peak memory, the devices' names."""
+    if not costs:
+        return {}
+    total: dict[str, Any] = {"seconds": sum(c["seconds"] for c in costs)}
+    for name in ("image_iterations", "forward_images", "images"):
+        total[name] = sum(c.get(name, 0) for c in costs)
+    largest = max(costs, key=lambda c: c.get("peak_memory_bytes", 0))
+    total |= {k: largest[k] for k in ("peak_memory_bytes", "peak_memory_kind") if k in largest}
+    total["device"] = ", ".join(sorted({str(c.get("device", "")) for c in costs}))
+    return total

@@ -1,0 +1,227 @@
+"""What a compute node runs: stages of a run directory, one after another in one process.
+
+    python -m suite.work RUN_DIR INDEX[,INDEX...]
+
+Short stages share a process, since a fresh one costs seconds of imports and of loader compilation; each still has its
+own attempt, artifact and record. A stage that is already published is left alone; one that fails does not stop the
+next.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+import time
+import traceback
+from dataclasses import fields
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from suite.errors import DataError, NumericError, SuiteError, UserError, guarded
+from suite.faults import fault_point
+from suite.provenance import provenance
+from suite.spec.keys import plain
+from suite.spec.stages import Stage, stage_from_json
+from suite.store import Artifact, Attempt, Record, Store
+from suite.store.artifacts import Corrupt
+from suite.store.attempts import is_current, open_inputs
+from suite.store.files import read_json
+
+if TYPE_CHECKING:
+    from suite.stages.context import Outcome, Settings
+
+
+def main() -> int:
+    """Parse, run, and leave with 0 if every stage is published, else 1."""
+    parser = argparse.ArgumentParser(prog="python -m suite.work", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("run", type=Path, help="run directory, as written by suite.launch")
+    parser.add_argument("indices", help="stage indices, separated by commas")
+    arguments = parser.parse_args()
+    try:
+        indices = [int(i) for i in arguments.indices.split(",")]
+    except ValueError as error:
+        raise UserError(f"{arguments.indices!r} is not a list of indices", hint="e.g. 0,1,2") from error
+    return run_pack(str(arguments.run), indices)
+
+
+def run_pack(run_dir: str, indices: list[int]) -> int:
+    """Run some stages of a run directory. Returns 0 if all are published, 1 if any failed.
+
+    Raises:
+        UserError: If the run directory or an index does not exist.
+    """
+    run = Path(run_dir)
+    settings = _settings(run)
+    stages = _stages(run, indices)
+    _set_threads(settings.threads)
+    store = Store(settings.store)
+    results = [run_stage(stage, store, settings) for stage in stages]
+    return 0 if all(results) else 1
+
+
+def run_stage(stage: Stage, store: Store, settings: Settings) -> bool:
+    """Bring one stage to its published state. Returns whether it is published now."""
+    _say(f"{stage.kind} {stage.key} {stage.label()}")
+    fault_point(stage.kind, "start")
+    try:
+        inputs = open_inputs(store, stage)
+    except (FileNotFoundError, Corrupt) as error:
+        what = error.what if isinstance(error, Corrupt) else f"missing {error}"
+        _record_failure(stage, store, {}, DataError(f"blocked: an input cannot be used: {what}"), time.monotonic())
+        return False
+    if _already(stage, store, inputs):
+        _say("  already published")
+        return True
+    begin = time.monotonic()
+    try:
+        with Attempt(store, stage, inputs) as attempt:
+            started = datetime.now(UTC).isoformat(timespec="seconds")
+            outcome, device = _compute(stage, inputs, attempt, settings)
+            fault_point(stage.kind, "computed")
+            record = _record(stage, "done", begin, started)
+            record.device, record.cost, record.numbers = device, outcome.cost, outcome.numbers
+            record.storage, record.upstream = outcome.storage, outcome.upstream
+            attempt.publish(record)
+    except Exception as error:
+        # The one place where any failure becomes a record: siblings go on, and the report shows the hole.
+        _record_failure(stage, store, inputs, _classified(error), begin)
+        traceback.print_exception(error)
+        return False
+    fault_point(stage.kind, "published")
+    _say(f"  published after {time.monotonic() - begin:.1f} s")
+    return True
+
+
+def _already(stage: Stage, store: Store, inputs: dict[str, Artifact]) -> bool:
+    """Whether a valid artifact, made from the present inputs, is published; others are moved away."""
+    try:
+        if is_current(store.open(stage.kind, stage.key), inputs):
+            return True
+        why = "stale"
+    except FileNotFoundError:
+        return False
+    except Corrupt:
+        why = "corrupt"
+    store.quarantine(stage.kind, stage.key, why)
+    return False
+
+
+def _compute(
+    stage: Stage, inputs: dict[str, Artifact], attempt: Attempt, settings: Settings
+) -> tuple[Outcome, dict[str, Any]]:
+    import torch
+
+    from suite.stages.context import Context, device_info
+
+    runner = importlib.import_module(f"suite.stages.{stage.kind}")
+    device = _device(settings.device)
+    context = Context(stage, inputs, attempt.dir, settings, device, _Progress(stage))
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(
+            0
+        )  # nothing draws from the global generator; a forgotten draw is at least the same every time
+        outcome: Outcome = runner.run(context)
+    return outcome, device_info(device) | {"precision": getattr(stage.spec, "precision", "fp32")}
+
+
+def _device(wanted: str) -> Any:
+    import torch
+
+    if wanted == "auto":
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise UserError("no CUDA device is visible", hint="set `device: auto` or `device: cpu` in the site profile")
+    return torch.device(wanted)
+
+
+def _classified(error: Exception) -> SuiteError:
+    """Give any exception one of the failure kinds."""
+    if isinstance(error, SuiteError):
+        return error
+    text = f"{type(error).__name__}: {error}"
+    result = SuiteError(text)
+    if type(error).__name__ in ("OutOfMemoryError",) or isinstance(error, MemoryError):
+        result.kind = "oom"
+    elif isinstance(error, OSError):
+        result.kind = "infra"
+    else:
+        result.kind = "user"  # a fault in the code or the spec: the same attempt would fail the same way
+    return result
+
+
+def _record(stage: Stage, status: str, begin: float, started: str) -> Record:
+    spec = plain(stage.spec)
+    record = Record(stage.kind, stage.key, "", status, spec)  # type: ignore[arg-type]
+    record.started = started
+    record.seconds = time.monotonic() - begin
+    record.provenance = provenance(loader=_loader_used(stage), seed=spec.get("seed"))
+    return record
+
+
+def _loader_used(stage: Stage) -> str | None:
+    """The loader that read real images in this stage; None where the stage reads none."""
+    return getattr(stage.spec, "loader", None) if "prepare" in stage.inputs else None
+
+
+def _record_failure(stage: Stage, store: Store, inputs: dict[str, Artifact], error: SuiteError, begin: float) -> None:
+    status = "diverged" if isinstance(error, NumericError) else "failed"
+    record = _record(stage, status, begin, datetime.now(UTC).isoformat(timespec="seconds"))
+    record.failure = {"kind": error.kind, "message": error.line()[:2000]}
+    Attempt(store, stage, inputs).fail(record)
+    print(f"  {status} ({error.kind}): {error.line()}", file=sys.stderr, flush=True)
+
+
+def _settings(run: Path) -> Settings:
+    from suite.stages.context import Settings
+
+    try:
+        data = read_json(run / "settings.json")
+    except (OSError, ValueError) as error:
+        raise UserError(f"not a run directory: {error}", where=str(run), hint="suite.launch writes one") from error
+    known = {f.name for f in fields(Settings)}
+    return Settings(**{k: v for k, v in data.items() if k in known})
+
+
+def _stages(run: Path, indices: list[int]) -> list[Stage]:
+    import json
+
+    wanted = set(indices)
+    found: dict[int, Stage] = {}
+    with (run / "stages.jsonl").open() as lines:
+        for number, line in enumerate(lines):
+            if number in wanted:
+                found[number] = stage_from_json(json.loads(line))
+    if missing := wanted - set(found):
+        raise UserError(f"no stage {min(missing)} in this run", where=str(run))
+    return [found[i] for i in indices]
+
+
+def _set_threads(threads: int) -> None:
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[name] = str(threads)
+    import torch
+
+    torch.set_num_threads(threads)
+
+
+def _say(text: str) -> None:
+    print(f"[{datetime.now(UTC):%H:%M:%S}] {text}", flush=True)
+
+
+class _Progress:
+    """Prints a line of progress at most every ten seconds."""
+
+    def __init__(self, stage: Stage) -> None:
+        self.stage, self.last = stage, time.monotonic()
+
+    def __call__(self, done: int, total: int) -> None:
+        if time.monotonic() - self.last > 10:
+            self.last = time.monotonic()
+            _say(f"  {self.stage.kind} {done}/{total}")
+
+
+if __name__ == "__main__":
+    guarded(main)

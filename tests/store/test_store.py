@@ -93,7 +93,7 @@ def test_manifest_of_another_key_or_newer_schema_is_refused(tmp_path: Path) -> N
     publish(store, one)
     target = store.home("prepare", two.key)
     target.mkdir(parents=True)
-    os.rename(store.home("prepare", one.key) / "out", target / "out")
+    (store.home("prepare", one.key) / "out").rename(target / "out")
     with pytest.raises(Corrupt, match=f"manifest of prepare {one.key}"):
         store.open("prepare", two.key)
     manifest = json.loads((target / "out" / "manifest.json").read_text())

@@ -35,6 +35,8 @@ class Method:
     needs: ClassVar[frozenset[str]] = frozenset()
     #: Label policy of protocol `paper`. Protocol `matched` keeps `hard` and turns the others into `online`.
     labels: ClassVar[Labels] = "online"
+    #: Dataset bases on which the paper labels otherwise; read through `labels_for`.
+    paper_labels: ClassVar[Mapping[str, Labels]] = {}
     #: Paper hyper-parameters: {(dataset base or "*", IPC or None): {field: value}}; later matches win.
     paper_values: ClassVar[Mapping[tuple[str, int | None], Mapping[str, Any]]] = {}
     #: Teachers of synthesis and of labels under protocol `paper`, by dataset base; others use the grid's teacher.
@@ -48,6 +50,11 @@ class Method:
         for name, count in (("*", None), ("*", ipc), (base, None), (base, ipc)):
             values |= cls.paper_values.get((name, count), {})
         return replace(cls(), **{**values, **(overrides or {})})
+
+    @classmethod
+    def labels_for(cls, base: str) -> Labels:
+        """The label policy of protocol `paper` on a dataset base."""
+        return cls.paper_labels.get(base, cls.labels)
 
     def recipe(self, base: str, classes: int, ipc: int, student: str) -> StudentRecipe:
         """The student recipe of the paper (protocol `paper`) for a dataset base and its number of classes."""

@@ -1,0 +1,69 @@
+"""Real images drawn at random: the two baselines that every method has to beat."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from suite.methods import Method, get, method
+from suite.spec.recipes import StudentRecipe
+
+if TYPE_CHECKING:
+    from suite.data.distilled import DistilledSet
+    from suite.learn.job import Job
+
+_SMALL = frozenset({"digits", "cifar10", "cifar100"})
+
+
+@method(name="random", paper="baseline", version=1, needs=("real",), labels="hard")
+@dataclass(frozen=True)
+class Random(Method):
+    """Real images of each class without replacement, with their hard labels."""
+
+    def recipe(self, base: str, classes: int, ipc: int, student: str) -> StudentRecipe:
+        """Hard labels. Inferred: no single recipe is canonical for this baseline.
+
+        Up to 32 px: Dataset Condensation's evaluation (SGD 0.01, momentum 0.9, weight decay 5e-4, 1000 epochs, batch
+        256; Zhao et al., ICLR 2021), with a cosine in place of its one step at half-time and pad-crop-and-flip in place
+        of its augmentation. Larger images: AdamW, RandomResizedCrop and CutMix as the decoupled methods use.
+        """
+        size = ipc * classes
+        if base in _SMALL:
+            return StudentRecipe(
+                epochs=1000,
+                batch=min(256, size),
+                optimizer="sgd",
+                lr=0.01,
+                weight_decay=5e-4,
+                loss="ce",
+                crop=(1.0, 1.0),
+                pad=1 if base == "digits" else 4,
+                flip=base != "digits",
+                cutmix=False,
+            )
+        return StudentRecipe(epochs=300, batch=min(100, size), loss="ce", crop=(0.25, 1.0))
+
+    def synthesize(self, job: Job) -> DistilledSet:
+        """Draw `ipc` images of every class by the seed; larger stored images are resized as validation resizes them."""
+        from suite.learn.synthesis import fit_square, pick_per_class, real_images, to_distilled
+
+        real = real_images(job)
+        chosen = pick_per_class(job, "random", job.ipc, replacement=False)
+        images = fit_square(real.take(chosen.flatten()), job.dataset.size)
+        return to_distilled(job, images)
+
+
+@method(name="random_soft", paper="baseline", version=1, needs=("real",), labels="online")
+@dataclass(frozen=True)
+class RandomSoft(Random):
+    """The same images as `random`, with the teacher's soft labels under RDED's student recipe."""
+
+    def recipe(self, base: str, classes: int, ipc: int, student: str) -> StudentRecipe:
+        """RDED's recipe without patch shuffle, since these are whole images.
+
+        Inferred: crops of area (0.5, 1) above 32 px, as RDED's students see at factor 2.
+        """
+        from dataclasses import replace
+
+        recipe = get("rded").for_dataset(base, ipc, {"factor": 1}).recipe(base, classes, ipc, student)
+        return recipe if base in _SMALL else replace(recipe, crop=(0.5, 1.0))

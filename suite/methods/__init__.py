@@ -37,6 +37,8 @@ class Method:
     labels: ClassVar[Labels] = "online"
     #: Dataset bases on which the paper labels otherwise; read through `labels_for`.
     paper_labels: ClassVar[Mapping[str, Labels]] = {}
+    #: Label policies that differ from `labels` under protocol `paper`, by dataset base.
+    paper_labels: ClassVar[Mapping[str, Labels]] = {}
     #: Paper hyper-parameters: {(dataset base or "*", IPC or None): {field: value}}; later matches win.
     paper_values: ClassVar[Mapping[tuple[str, int | None], Mapping[str, Any]]] = {}
     #: Teachers of synthesis and of labels under protocol `paper`, by dataset base; others use the grid's teacher.
@@ -55,6 +57,12 @@ class Method:
     def labels_for(cls, base: str) -> Labels:
         """The label policy of protocol `paper` on a dataset base."""
         return cls.paper_labels.get(base, cls.labels)
+
+    @classmethod
+    def label_policy(cls, base: str, protocol: str) -> Labels:
+        """The label policy on a dataset base under a protocol, unless the grid overrides it."""
+        policy = cls.paper_labels.get(base, cls.labels)
+        return policy if protocol == "paper" or policy == "hard" else "online"
 
     def recipe(self, base: str, classes: int, ipc: int, student: str) -> StudentRecipe:
         """The student recipe of the paper (protocol `paper`) for a dataset base and its number of classes."""

@@ -35,8 +35,6 @@ class Method:
     needs: ClassVar[frozenset[str]] = frozenset()
     #: Label policy of protocol `paper`. Protocol `matched` keeps `hard` and turns the others into `online`.
     labels: ClassVar[Labels] = "online"
-    #: Dataset bases on which the paper labels otherwise; read through `labels_for`.
-    paper_labels: ClassVar[Mapping[str, Labels]] = {}
     #: Label policies that differ from `labels` under protocol `paper`, by dataset base.
     paper_labels: ClassVar[Mapping[str, Labels]] = {}
     #: Paper hyper-parameters: {(dataset base or "*", IPC or None): {field: value}}; later matches win.
@@ -52,11 +50,6 @@ class Method:
         for name, count in (("*", None), ("*", ipc), (base, None), (base, ipc)):
             values |= cls.paper_values.get((name, count), {})
         return replace(cls(), **{**values, **(overrides or {})})
-
-    @classmethod
-    def labels_for(cls, base: str) -> Labels:
-        """The label policy of protocol `paper` on a dataset base."""
-        return cls.paper_labels.get(base, cls.labels)
 
     @classmethod
     def label_policy(cls, base: str, protocol: str) -> Labels:

@@ -90,10 +90,16 @@ class Context:
         return [self.inputs[r] for r in roles]
 
     def real(self, split: str) -> RealImages:
-        """A split of the prepared dataset."""
+        """A split of the prepared dataset, decoded already if it fits in memory.
+
+        Decoding and the loader's compilation are paid here, before a stage's own work is timed.
+        """
         from suite.data.loader import open_split
 
-        return open_split(self.inputs["prepare"].path, split, self.spec.loader, self.settings.loader_timeout)
+        real = open_split(self.inputs["prepare"].path, split, self.spec.loader, self.settings.loader_timeout)
+        if real.fits:
+            real.tensor()
+        return real
 
     def teachers(self) -> list[Teacher]:
         """The teachers among the inputs, frozen, on the device."""

@@ -18,7 +18,6 @@ def run(context: Context) -> Outcome:
     spec, facts = context.spec, context.dataset
     teacher = context.teachers()[0]
     real = context.real("train")
-    real.tensor()
     chosen = _first_per_class(real.labels, spec.per_class)
     with metered(context.device) as cost:
         statistics = compute_statistics(teacher.model, _views(context, chosen), facts.classes, spec.patch)

@@ -31,8 +31,6 @@ def run(context: Context) -> Outcome:
         precision=spec.precision,
         progress=context.progress,
     )
-    if job.real is not None:
-        job.real.tensor()  # decoding and loader compilation are not the method's cost
     with metered(context.device) as cost:
         distilled = method.synthesize(job)
     distilled.check(facts.classes, spec.ipc, facts.size).save(context.dir / "distilled.safetensors")

@@ -18,8 +18,6 @@ def run(context: Context) -> Outcome:
     spec, facts = context.spec, context.dataset
     if spec.weights == "scratch":
         train, val = context.real("train"), context.real("val")
-        train.tensor()  # decoding and loader compilation are not the teacher's cost
-        val.tensor()
         with metered(context.device) as cost:
             state, numbers = train_teacher(spec, facts, train, val, context.device, context.progress)
         cost["images"] = len(train) * spec.recipe.epochs

@@ -1,0 +1,34 @@
+"""The `prepare` stage: a dataset's betons or folders, written where the attempt works."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from suite.data.ffcv_stream import default_workers
+from suite.data.prepare import prepare_into
+from suite.stages.context import Outcome, metered
+
+if TYPE_CHECKING:
+    from suite.stages.context import Context
+
+
+def run(context: Context) -> Outcome:
+    """Write the prepared dataset into the attempt's directory.
+
+    Raises:
+        DataError: If the source is missing or is not what the registry says.
+        InfraError: If the writer dies or stalls.
+    """
+    dataset = context.dataset
+    source = context.settings.sources.get(dataset.base)
+    with metered(context.device) as cost:
+        info = prepare_into(
+            context.spec,
+            Path(source) if source else None,
+            context.dir,
+            jobs=default_workers(),
+            progress=context.progress,
+            timeout=context.settings.loader_timeout,
+        )
+    return Outcome(cost | {"images": sum(info["train"]) + sum(info["val"])})

@@ -1,0 +1,399 @@
+"""From cells to stages: which stages a cell needs, with which specs, each of them once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from suite.errors import SuiteError, UserError
+from suite.grid.expand import MAX_CELLS, Cell, Matcher, Selection, expand, select
+from suite.grid.names import check_names
+from suite.grid.overrides import Rule, method_values, parse_rules, student_values
+from suite.grid.schema import load_grid
+from suite.grid.yaml_strict import Document
+from suite.methods import Method, get
+from suite.spec.archs import TORCHVISION_GMACS
+from suite.spec.datasets import REGISTRY, Dataset, dataset
+from suite.spec.keys import canonical, digest
+from suite.spec.recipes import Labels, RelabelRecipe, StudentRecipe, matched_recipe, teacher_recipe
+from suite.spec.stages import (
+    KINDS,
+    VERSIONS,
+    EvaluationSpec,
+    PrepareSpec,
+    RelabelSpec,
+    Stage,
+    StatisticsSpec,
+    SynthesisSpec,
+    TeacherSpec,
+    Weights,
+)
+
+
+@dataclass
+class Plan:
+    """The deduplicated graph of stages that a grid needs.
+
+    Attributes:
+        name: Of the grid, and of its variant after a dot.
+        stages: Each stage once: by kind in the order of `KINDS`, then by first use. Inputs come before their users.
+        cells: Cells in file order, without the excluded ones.
+        cell_keys: Key of each cell's evaluation.
+        excluded: Cells that the grid excludes, and why.
+    """
+
+    name: str
+    stages: list[Stage] = field(default_factory=list)
+    cells: list[Cell] = field(default_factory=list)
+    cell_keys: list[str] = field(default_factory=list)
+    excluded: list[tuple[Cell, str]] = field(default_factory=list)
+
+
+def load_plan(path: Path, *, variant: str | None = None, max_cells: int = MAX_CELLS) -> Plan:
+    """Read a grid and plan it.
+
+    Args:
+        path: The grid file.
+        variant: Name of one of its variants.
+        max_cells: Most cells that are accepted, before exclusions.
+
+    Raises:
+        UserError: With `file:line:col` of the first thing in the grid that cannot be planned.
+    """
+    grid, document = load_grid(path)
+    selection = select(grid, document, variant)
+    cells, excluded = expand(selection, document, max_cells)
+    check_names(selection, document)
+    return _Planner(selection, document).plan(cells, excluded)
+
+
+def is_hub(arch: str) -> bool:
+    """Whether pretrained ImageNet-1K weights of an architecture can be had."""
+    return arch in TORCHVISION_GMACS or arch.startswith("timm.")
+
+
+class StageMaker:
+    """Makes stages like `Stage.make`, with the canonical JSON of shared parts (recipes, parameters) written once."""
+
+    def __init__(self) -> None:
+        self._scalars: dict[tuple[type, Any], str] = {}
+        self._shared: dict[int, tuple[Any, str]] = {}
+        self._fields: dict[type, list[tuple[str, str]]] = {}
+
+    def make(self, kind: str, spec: Any, inputs: dict[str, str]) -> Stage:
+        """The same as `Stage.make(kind, spec, inputs)`."""
+        names = self._fields.get(type(spec))
+        if names is None:
+            names = [(f"{json.dumps(n)}:", n) for n in sorted(f.name for f in fields(spec))]
+            self._fields[type(spec)] = names
+        text = self._text
+        body = ",".join([head + text(getattr(spec, name)) for head, name in names])
+        roles = ",".join([f"{text(role)}:{text(key)}" for role, key in sorted(inputs.items())])
+        whole = f'{{"inputs":{{{roles}}},"kind":"{kind}","spec":{{{body}}},"version":{VERSIONS[kind]}}}'
+        return Stage(kind, spec, inputs, digest(whole)[:16])
+
+    def _text(self, value: Any) -> str:
+        if value is None or isinstance(value, str | int):
+            entry = (type(value), value)
+            found = self._scalars.get(entry)
+            if found is None:
+                found = self._scalars[entry] = canonical(value)
+            return found
+        shared = self._shared.get(id(value))
+        if shared is None:
+            # The value is kept beside its text, so that its id stays its own.
+            shared = self._shared[id(value)] = (value, canonical(value))
+        return shared[1]
+
+
+T = TypeVar("T")
+
+
+class _Planner:
+    """Builds the stages of cells, remembering every part that cells share."""
+
+    def __init__(self, selection: Selection, document: Document) -> None:
+        self.selection, self.document = selection, document
+        listed = [m for part in selection.products for m in part.item["method"]]
+        self.rules = parse_rules(selection.overrides, listed + [p.item.method for p in selection.cells], document)
+        self.matcher = Matcher([{a: tuple(v) for a, v in rule.conditions.items()} for rule in self.rules])
+        self.maker = StageMaker()
+        self.stages: dict[str, dict[str, Stage]] = {kind: {} for kind in KINDS}
+        self.memo: dict[tuple[Any, ...], Any] = {}
+        self.effective: set[int] = set()
+
+    def plan(self, cells: list[Cell], excluded: list[tuple[Cell, str]]) -> Plan:
+        """Plan all cells, then check that every override had an effect."""
+        keys = [self.evaluation(cell).key for cell in cells]
+        self.check_effects(cells)
+        stages = [stage for kind in KINDS for stage in self.stages[kind].values()]
+        return Plan(self.selection.name, stages, cells, keys, excluded)
+
+    def once(self, key: tuple[Any, ...], make: Callable[[], T]) -> T:
+        """Remember what `make` returns."""
+        if key not in self.memo:
+            self.memo[key] = make()
+        found: T = self.memo[key]
+        return found
+
+    def add(self, kind: str, spec: Any, inputs: dict[str, str]) -> Stage:
+        """A stage; the first of two equal ones is kept."""
+        stage = self.maker.make(kind, spec, inputs)
+        return self.stages[kind].setdefault(stage.key, stage)
+
+    def where(self, rules: Iterable[Rule], section: str) -> str:
+        """The place of the last rule that sets something of a section, else of the first product or cell."""
+        for rule in reversed(list(rules)):
+            if getattr(rule, section):
+                return self.document.where(rule.location)
+        parts = self.selection.products or self.selection.cells
+        return self.document.where(parts[0].location)
+
+    # Stages that all methods share.
+
+    def prepare(self, name: str) -> Stage:
+        """The dataset as prepared squares."""
+
+        def make() -> Stage:
+            d = dataset(name)
+            form: Literal["beton", "folder"] = "beton" if self.selection.loader == "ffcv" else "folder"
+            return self.add("prepare", PrepareSpec(name, d.classes, d.size, d.stored, d.per_class, form), {})
+
+        return self.once(("prepare", name), make)
+
+    def teacher(self, name: str, arch: str) -> Stage:
+        """One teacher; it depends on the dataset and the architecture only."""
+        return self.once(("teacher", name, arch), lambda: self._make_teacher(dataset(name), arch))
+
+    def _make_teacher(self, d: Dataset, arch: str) -> Stage:
+        rules = [r for r in self.rules if r.teacher and r.meets_shared(d.name, arch)]
+        values: dict[str, Any] = {}
+        for rule in rules:
+            values |= rule.teacher
+        can_load = d.base == "imagenet1k" and d.classes == REGISTRY["imagenet1k"].classes and is_hub(arch)
+        weights: Weights = values.pop("weights", "pretrained" if can_load else "scratch")
+        if weights == "pretrained" and not can_load:
+            raise UserError(
+                f"there are no pretrained weights of {arch} for {d.name}",
+                where=self.where(rules, "teacher"),
+                hint="teacher.weights: scratch or file; pretrained is for imagenet1k and torchvision or timm networks",
+            )
+        scratch = weights == "scratch"
+        seed = values.pop("seed", 0)
+        if values and not scratch and all(set(r.teacher) - {"weights", "seed"} for r in rules):
+            raise UserError(
+                f"teacher.{next(iter(values))} has no effect: the weights of {arch} are {weights}",
+                where=self.where(rules, "teacher"),
+                hint="remove it, or set teacher.weights: scratch",
+            )
+        recipe = replace(teacher_recipe(d.base), **values) if scratch else None
+        spec = TeacherSpec(d.name, arch, weights, recipe, seed, self.selection.loader, self.selection.precision)
+        self.effective.update(i for i, rule in enumerate(self.rules) if rule in rules)
+        return self.add("teacher", spec, {"prepare": self.prepare(d.name).key} if scratch else {})
+
+    def statistics(self, name: str, arch: str) -> Stage:
+        """Statistics of one teacher; like the teacher, the same for all methods."""
+
+        def make() -> Stage:
+            d = dataset(name)
+            small = d.size < 96
+            values: dict[str, Any] = {
+                "per_class": None,
+                "crop": (1.0, 1.0) if small else (0.08, 1.0),
+                "flip": True,
+                "patch": 4 if small else 16,
+                "batch": 256,
+                "seed": 0,
+            }
+            for i, rule in enumerate(self.rules):
+                if rule.statistics and rule.meets_shared(name, arch):
+                    values |= rule.statistics
+                    self.effective.add(i)
+            spec = StatisticsSpec(name, arch, loader=self.selection.loader, **values)
+            inputs = {"prepare": self.prepare(name).key, "teacher": self.teacher(name, arch).key}
+            return self.add("statistics", spec, inputs)
+
+        return self.once(("statistics", name, arch), make)
+
+    def teacher_inputs(self, name: str, archs: tuple[str, ...]) -> dict[str, str]:
+        """Inputs `teacher.0`, `teacher.1`, ..."""
+        return self.once(
+            ("teachers", name, archs), lambda: {f"teacher.{i}": self.teacher(name, a).key for i, a in enumerate(archs)}
+        )
+
+    # What a cell makes of its method.
+
+    def method(self, cell: Cell, matches: tuple[int, ...]) -> tuple[Method, dict[str, Any]]:
+        """The method with its values for the cell, and these values as a dict that cells share."""
+
+        def make() -> tuple[Method, dict[str, Any]]:
+            cls = get(cell.method)
+            rules = [self.rules[i] for i in matches]
+            values = method_values(cell.method, rules, self.document)
+            made = self.guard(lambda: cls.for_dataset(dataset(cell.dataset).base, cell.ipc, values), rules, "method")
+            return made, {f.name: getattr(made, f.name) for f in fields(made)}
+
+        return self.once(("method", cell.method, cell.dataset, cell.ipc, matches), make)
+
+    def guard(self, call: Callable[[], T], rules: list[Rule], section: str) -> T:
+        """Run a method's own code: what it refuses is an error of the grid, at the override that caused it."""
+        try:
+            return call()
+        except SuiteError as error:
+            raise UserError(error.what, where=error.where or self.where(rules, section), hint=error.hint) from error
+        except (ValueError, TypeError) as error:
+            hint = "correct the override" if any(getattr(r, section) for r in rules) else "exclude it"
+            raise UserError(str(error), where=self.where(rules, section), hint=hint) from error
+
+    def archs(self, cell: Cell, table: Any) -> tuple[str, ...]:
+        """The cell's teachers, or those of the paper under protocol `paper`."""
+        own = self.once(("archs", cell.teacher), lambda: tuple(cell.teacher.split("+")))
+        if cell.protocol != "paper":
+            return own
+        papers: tuple[str, ...] = table.get(dataset(cell.dataset).base, own)
+        return papers
+
+    def synthesis(self, cell: Cell, matches: tuple[int, ...]) -> Stage:
+        """The distilled set of a cell."""
+        cls = get(cell.method)
+        archs = self.once(
+            ("synthesis archs", cell.method, cell.dataset, cell.teacher, cell.protocol),
+            lambda: self.archs(cell, cls.paper_teachers) if cls.needs & {"teacher", "statistics"} else (),
+        )
+        key = ("synthesis", cell.method, cell.dataset, cell.ipc, archs, cell.seed, matches)
+        return self.once(key, lambda: self._make_synthesis(cell, archs, matches))
+
+    def _make_synthesis(self, cell: Cell, archs: tuple[str, ...], matches: tuple[int, ...]) -> Stage:
+        cls = get(cell.method)
+        params = self.method(cell, matches)[1]
+        inputs: dict[str, str] = {}
+        if "real" in cls.needs:
+            inputs["prepare"] = self.prepare(cell.dataset).key
+        if "teacher" in cls.needs:
+            inputs |= self.teacher_inputs(cell.dataset, archs)
+        if "statistics" in cls.needs:
+            inputs |= {f"statistics.{i}": self.statistics(cell.dataset, a).key for i, a in enumerate(archs)}
+        spec = SynthesisSpec(
+            method=cell.method,
+            version=cls.version,
+            params=params,
+            dataset=cell.dataset,
+            ipc=cell.ipc,
+            teachers=archs,
+            seed=cell.seed,
+            loader=self.selection.loader,
+            precision=self.selection.precision,
+        )
+        return self.add("synthesis", spec, inputs)
+
+    # How a cell's student learns.
+
+    def student(self, cell: Cell, matches: tuple[int, ...]) -> tuple[Labels, StudentRecipe, RelabelRecipe | None]:
+        """Label policy, student recipe and, for stored labels, the relabel recipe."""
+        key = ("student", cell.method, cell.dataset, cell.ipc, cell.student, cell.protocol, matches)
+        return self.once(key, lambda: self._make_student(cell, matches))
+
+    def _make_student(self, cell: Cell, matches: tuple[int, ...]) -> tuple[Labels, StudentRecipe, RelabelRecipe | None]:
+        rules, cls, d = [self.rules[i] for i in matches], get(cell.method), dataset(cell.dataset)
+        method = self.method(cell, matches)[0]
+        if cell.protocol == "paper":
+            labels: Labels = cls.paper_labels.get(d.base, cls.labels)
+            recipe = self.guard(lambda: method.recipe(d.base, d.classes, cell.ipc, cell.student), rules, "method")
+        else:
+            labels = "hard" if cls.labels == "hard" else "online"
+            recipe = matched_recipe(d.base)
+        for rule in rules:
+            labels = rule.labels or labels
+        values = student_values(rules)
+        recipe = replace(recipe, **values)
+        where = self.where(rules, "student") if values else self.where(rules, "labels")
+        if labels == "hard":
+            if values.get("loss", "ce") != "ce":
+                raise UserError(
+                    f"student.loss {recipe.loss} needs soft labels, but {cell.method} has hard ones",
+                    where=where,
+                    hint="set labels: online or stored, or add conditions to when",
+                )
+            recipe = replace(recipe, loss="ce")
+        elif recipe.loss == "ce":
+            raise UserError(
+                f"{labels} labels cannot be learnt with loss ce ({cell.method}, protocol {cell.protocol})",
+                where=where,
+                hint="set student.loss: kl or mse_gt, or labels: hard",
+            )
+        return labels, recipe, self._relabel_recipe(recipe, cell.ipc * d.classes, where) if labels == "stored" else None
+
+    def _relabel_recipe(self, recipe: StudentRecipe, images: int, where: str) -> RelabelRecipe:
+        """Views and logits for as many epochs as the student trains."""
+        if recipe.pad or recipe.patch_shuffle > 1:
+            part = "pad" if recipe.pad else "patch_shuffle"
+            raise UserError(
+                f"stored labels replay crops, flips and CutMix, but the recipe has {part}",
+                where=where,
+                hint=f"set student.{part}: {0 if recipe.pad else 1}, or labels: online",
+            )
+        batch = min(recipe.batch, images)
+        epochs = recipe.epochs if recipe.epochs is not None else -(-(recipe.steps or 0) // -(-images // batch))
+        return RelabelRecipe(epochs, batch, recipe.crop, recipe.flip, recipe.cutmix)
+
+    def evaluation(self, cell: Cell) -> Stage:
+        """The evaluation of a cell, and everything that it needs."""
+        matches = self.matcher(cell)
+        labels, recipe, relabel = self.student(cell, matches)
+        synthesis = self.synthesis(cell, matches)
+        inputs = {"prepare": self.prepare(cell.dataset).key, "synthesis": synthesis.key}
+        if labels != "hard":
+            archs = self.once(
+                ("label archs", cell.method, cell.dataset, cell.teacher, cell.protocol),
+                lambda: self.archs(cell, get(cell.method).paper_label_teachers),
+            )
+            if relabel is None:
+                inputs |= self.teacher_inputs(cell.dataset, archs)
+            else:
+                inputs["relabel"] = self.relabel(cell, synthesis, archs, relabel).key
+        return self.add(
+            "evaluation",
+            EvaluationSpec(
+                cell.method,
+                cell.dataset,
+                cell.ipc,
+                cell.teacher,
+                cell.student,
+                cell.protocol,
+                cell.seed,
+                labels,
+                recipe,
+                self.selection.loader,
+                self.selection.precision,
+            ),
+            inputs,
+        )
+
+    def relabel(self, cell: Cell, synthesis: Stage, archs: tuple[str, ...], recipe: RelabelRecipe) -> Stage:
+        """The stored labels of a cell; students with the same recipe share them."""
+
+        def make() -> Stage:
+            spec = RelabelSpec(cell.dataset, cell.ipc, archs, recipe, cell.seed, self.selection.precision)
+            return self.add("relabel", spec, {"synthesis": synthesis.key, **self.teacher_inputs(cell.dataset, archs)})
+
+        return self.once(("relabel", synthesis.key, archs, recipe, cell.seed), make)
+
+    # Overrides without effect.
+
+    def check_effects(self, cells: list[Cell]) -> None:
+        """Refuse an override that no cell, and no teacher of theirs, takes values from."""
+        met = set().union(*set(map(self.matcher, cells)))
+        for i, rule in enumerate(self.rules):
+            if not rule.required or i in met or i in self.effective:
+                continue
+            if rule.shared and any(
+                rule.meets_shared(name, arch)
+                for name, teacher in {(c.dataset, c.teacher) for c in cells}
+                for arch in teacher.split("+")
+            ):
+                continue
+            where = self.document.where(rule.location)
+            raise UserError("override matches no cell", where=where, hint="remove it, or correct its conditions")

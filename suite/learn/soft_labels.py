@@ -1,0 +1,171 @@
+"""Where a student's targets come from: hard labels, teachers asked online, or a stored stream.
+
+A label source answers two questions, so that the student's loop has no branches: which views a step uses (`planner`),
+and which targets they have (`targets`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch.nn import functional as F
+
+from suite.errors import DataError, UserError
+from suite.learn.label_stream import LabelStream
+from suite.learn.teachers import Teacher, mean_logits
+from suite.learn.view_plans import DrawnViews, Planner, ViewPlan
+from suite.spec.recipes import StudentRecipe
+
+#: loss(student logits [B, C], targets [B, C], un-mixed classes int64 [B]) -> scalar.
+LossFunction = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+class LabelSource(Protocol):
+    """What a student learns from, beside the images.
+
+    Attributes:
+        soft: Whether targets are logits (the recipe's loss applies) or probabilities (cross-entropy applies).
+    """
+
+    soft: bool
+
+    def planner(self, drawn: DrawnViews) -> Planner:
+        """The views of every step: those that were drawn, or those that the labels belong to."""
+
+    def targets(self, plan: ViewPlan, views: torch.Tensor, hard: torch.Tensor) -> torch.Tensor:
+        """float32 [B, C] targets of rendered views [B, 3, S, S], whose un-mixed classes are `hard` [B]."""
+
+    def ledger(self) -> list[dict[str, Any]]:
+        """Storage entries {"name", "kind", "bytes", "shipped", "needed_for"} of what the labels need on disk."""
+
+
+def entry(name: str, kind: str, size: int) -> dict[str, Any]:
+    """A ledger entry for something that is shipped with a distilled set and that training needs."""
+    return {"name": name, "kind": kind, "bytes": size, "shipped": True, "needed_for": "train"}
+
+
+class HardLabels:
+    """Classes as labels, mixed in proportion to the pasted area under CutMix.
+
+    Args:
+        classes: Number of classes C.
+        images: Number of distilled images N, for the ledger.
+    """
+
+    soft = False
+
+    def __init__(self, classes: int, images: int) -> None:
+        self.classes, self.images = classes, images
+
+    def planner(self, drawn: DrawnViews) -> Planner:
+        """The drawn views."""
+        return drawn
+
+    def targets(self, plan: ViewPlan, views: torch.Tensor, hard: torch.Tensor) -> torch.Tensor:
+        """Probabilities: one-hot rows, or their mixture by area."""
+        y = F.one_hot(hard, self.classes).float()
+        if plan.cutmix is None:
+            return y
+        share = plan.cutmix.share(views.shape[-1])
+        return (1 - share) * y + share * y[plan.cutmix.perm.to(y.device, non_blocking=True)]
+
+    def ledger(self) -> list[dict[str, Any]]:
+        """N labels of ceil(log2(C) / 8) bytes."""
+        return [entry("hard labels", "label", self.images * max(1, -(-(self.classes - 1).bit_length() // 8)))]
+
+
+class OnlineLabels:
+    """The mean of the raw logits of frozen teachers on the student's own views.
+
+    Args:
+        teachers: At least one; all see views normalised by the dataset.
+        precision: `fp32` or `bf16` for the teachers' forward passes.
+    """
+
+    soft = True
+
+    def __init__(self, teachers: Sequence[Teacher], precision: str = "fp32") -> None:
+        if not teachers:
+            raise UserError("online labels need a teacher")
+        self.teachers, self.precision = list(teachers), precision
+
+    def planner(self, drawn: DrawnViews) -> Planner:
+        """The drawn views."""
+        return drawn
+
+    def targets(self, plan: ViewPlan, views: torch.Tensor, hard: torch.Tensor) -> torch.Tensor:
+        """Logits: one forward pass of every teacher, without a graph."""
+        return mean_logits(self.teachers, views, self.precision)
+
+    def ledger(self) -> list[dict[str, Any]]:
+        """The teachers' weight files."""
+        return [entry(f"teacher {t.arch}", "teacher", t.bytes) for t in self.teachers]
+
+
+class StoredLabels:
+    """Logits read from a label stream, together with the views that they belong to.
+
+    Args:
+        stream: An open stream; a student that trains for more epochs than it holds starts over at its first.
+    """
+
+    soft = True
+
+    def __init__(self, stream: LabelStream) -> None:
+        self.stream = stream
+
+    def planner(self, drawn: DrawnViews) -> Planner:
+        """The stored views, if they belong to a training like this one.
+
+        Raises:
+            DataError: If the stream was made for another number of images, their size or batch.
+        """
+        stored = {"images": self.stream.images, "size": self.stream.size, "batch": self.stream.batch}
+        wanted = {"images": drawn.images, "size": drawn.size, "batch": drawn.batch}
+        if stored != wanted:
+            raise DataError(f"the label stream holds {stored}", where=str(self.stream.path), hint=f"needed: {wanted}")
+        return self.stream
+
+    def targets(self, plan: ViewPlan, views: torch.Tensor, hard: torch.Tensor) -> torch.Tensor:
+        """Logits as the teachers gave them, up to fp16 rounding."""
+        return self.stream.logits(plan).to(views.device, non_blocking=True).float()
+
+    def ledger(self) -> list[dict[str, Any]]:
+        """The stream's file, split into logits and the records of views."""
+        logits = self.stream.logit_bytes
+        return [
+            entry("stored soft labels", "label", logits),
+            entry("stored view records", "aug", self.stream.bytes - logits),
+        ]
+
+
+def kl(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
+    """KL(softmax(teacher / T) || softmax(student / T)), batch mean, without the factor T^2 (SRe2L, section 3.3)."""
+    return F.kl_div(
+        F.log_softmax(student / temperature, 1),
+        F.log_softmax(teacher / temperature, 1),
+        reduction="batchmean",
+        log_target=True,
+    )
+
+
+def mse_gt(student: torch.Tensor, teacher: torch.Tensor, hard: torch.Tensor, weight: float) -> torch.Tensor:
+    """Mean squared logit error over B x C plus `weight` times cross-entropy with the un-mixed class (G-VBSM, EDC)."""
+    return F.mse_loss(student, teacher) + weight * F.cross_entropy(student, hard)
+
+
+def loss_function(recipe: StudentRecipe, soft: bool) -> LossFunction:
+    """The loss of a recipe. With hard labels it is cross-entropy whatever the recipe says.
+
+    Raises:
+        UserError: If the recipe wants cross-entropy but the labels are soft.
+    """
+    if not soft:
+        return lambda output, target, hard: F.cross_entropy(output, target)
+    if recipe.loss == "kl":
+        return lambda output, target, hard: kl(output, target, recipe.temperature)
+    if recipe.loss == "mse_gt":
+        return lambda output, target, hard: mse_gt(output, target, hard, recipe.ce_weight)
+    raise UserError("loss `ce` learns from hard labels", hint="set `labels: hard`, or loss `kl` or `mse_gt`")

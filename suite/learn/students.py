@@ -1,0 +1,188 @@
+"""Students: networks trained on a distilled set and scored on the full validation split."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from suite.data.distilled import DistilledSet
+from suite.errors import NumericError, UserError
+from suite.learn import models
+from suite.learn.schedules import factor
+from suite.learn.soft_labels import LabelSource, loss_function
+from suite.learn.teachers import summary
+from suite.learn.validation import Score, Validation, autocast, seeded
+from suite.learn.view_plans import DrawnViews, Renderer
+from suite.spec.datasets import Dataset
+from suite.spec.recipes import StudentRecipe
+
+if TYPE_CHECKING:
+    from suite.data.loader import RealImages
+
+#: Steps between two calls of `progress`.
+_PROGRESS = 50
+
+
+class Ema:
+    """An exponential moving average of a network's parameters; its buffers stay those of the live network (EDC, E2D).
+
+    Args:
+        model: The network.
+        decay: Weight of the old average at every step.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.live = list(model.parameters())
+        self.average = [p.detach().clone() for p in self.live]
+        self.decay = decay
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Set average = decay * average + (1 - decay) * live."""
+        torch._foreach_mul_(self.average, self.decay)
+        torch._foreach_add_(self.average, [p.detach() for p in self.live], alpha=1 - self.decay)
+
+    @contextmanager
+    def swapped(self) -> Iterator[None]:
+        """The network computes with the average inside the block; nothing is copied."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    def _swap(self) -> None:
+        for i, p in enumerate(self.live):
+            p.data, self.average[i] = self.average[i], p.data
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Weight decay on parameters with "weight" in their name and more than one dimension only (RDED, SRe2L, EDC)."""
+    decayed: list[nn.Parameter] = []
+    free: list[nn.Parameter] = []
+    for name, p in model.named_parameters():
+        (decayed if "weight" in name and p.ndim > 1 else free).append(p)
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
+
+
+def build_optimizer(recipe: StudentRecipe, model: nn.Module, device: torch.device) -> torch.optim.Optimizer:
+    """AdamW (betas .9, .999) or SGD with momentum, as the recipe says."""
+    groups = parameter_groups(model, recipe.weight_decay)
+    fused = device.type == "cuda"
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=recipe.lr, fused=fused)
+    return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, fused=fused)
+
+
+def budget(recipe: StudentRecipe, batches: int) -> tuple[int, set[int]]:
+    """Optimiser steps of a recipe, and the steps after which it is evaluated.
+
+    Args:
+        recipe: Exactly one of `epochs` and `steps` is set.
+        batches: Batches an epoch.
+
+    Returns:
+        All steps, and `evaluations` of them evenly spread (at ends of epochs if the recipe counts epochs).
+
+    Raises:
+        UserError: If the recipe's lengths are contradictory or not positive.
+    """
+    length = recipe.steps if recipe.epochs is None else recipe.epochs
+    if (recipe.epochs is None) == (recipe.steps is None) or length is None or length < 1 or recipe.evaluations < 1:
+        raise UserError(
+            f"student recipe with epochs {recipe.epochs}, steps {recipe.steps}, evaluations {recipe.evaluations}",
+            hint="exactly one of epochs and steps, all positive",
+        )
+    unit = batches if recipe.steps is None else 1
+    points = {max(1, round(length * k / recipe.evaluations)) * unit for k in range(1, recipe.evaluations + 1)}
+    return length * unit, points
+
+
+def train_student(
+    recipe: StudentRecipe,
+    arch: str,
+    dataset: Dataset,
+    distilled: DistilledSet,
+    labels: LabelSource,
+    val: RealImages,
+    seed: int,
+    device: torch.device,
+    precision: str = "fp32",
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Any]:
+    """Train a student on a distilled set: one forward pass of it, and at most one of each teacher, a step.
+
+    The same arguments give the same bits on a CPU, and torch's global generators are left as they were.
+
+    Args:
+        recipe: How to train.
+        arch: The student's architecture.
+        dataset: Facts.
+        distilled: N images and classes.
+        labels: Where views and targets come from.
+        val: The validation split; it is measured and selects nothing.
+        seed: Of initial weights, order and views.
+        device: Where to train; the distilled images stay there as uint8.
+        precision: `fp32`, or `bf16` for autocast.
+        progress: Called with (steps done, all steps) now and then.
+
+    Returns:
+        `Record.numbers`: accuracies in percent, the curve over epochs (fractions for budgets in steps), steps.
+
+    Raises:
+        NumericError: If the loss or a validation logit is not finite at an evaluation.
+        UserError: If the recipe is contradictory or does not fit the labels.
+        DataError: If a stored stream does not belong to this set.
+    """
+    planner = labels.planner(DrawnViews(recipe, len(distilled.images), distilled.images.shape[-1], seed))
+    per_epoch = planner.batches
+    total, points = budget(recipe, per_epoch)
+    loss_of = loss_function(recipe, labels.soft)
+    render, classes = Renderer(distilled.images, dataset, device), distilled.labels.to(device)
+    validation = Validation(val, dataset, device)
+    curve: list[list[float]] = []
+    with seeded(seed, "student", device):
+        model = models.build(arch, dataset.classes, dataset.size).to(device).train()
+        optimizer = build_optimizer(recipe, model, device)
+        ema = Ema(model, recipe.ema) if recipe.ema else None
+        watched = torch.zeros((), device=device)
+        for step in range(total):
+            epoch, batch = divmod(step, per_epoch)
+            done = (step, total) if recipe.epochs is None else (epoch, recipe.epochs)
+            for group in optimizer.param_groups:
+                group["lr"] = recipe.lr * factor(recipe.schedule, *done)
+            plan = planner.plan(epoch, batch)
+            x = render(plan)
+            hard = classes[render.to(plan.index)]
+            target = labels.targets(plan, x, hard)
+            with autocast(precision, device):
+                output = model(x)
+            loss = loss_of(output.float(), target, hard)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            if ema is not None:
+                ema.update()
+            watched += loss.detach()  # stays on the device: the host waits for it at evaluations only
+            if step + 1 in points:
+                score = _evaluate(model, ema, validation, watched, step + 1, precision)
+                curve.append([(step + 1) / per_epoch, score.accuracy])
+            if (step + 1) % _PROGRESS == 0 or step + 1 == total:
+                progress(step + 1, total)
+    return summary(curve, score, total / per_epoch, total, dataset.classes)
+
+
+def _evaluate(
+    model: nn.Module, ema: Ema | None, validation: Validation, watched: torch.Tensor, step: int, precision: str
+) -> Score:
+    if not bool(watched.isfinite()):
+        raise NumericError(f"student diverged at step {step}")
+    what = f"student at step {step}"
+    if ema is None:
+        return validation.score(model, precision, what)
+    with ema.swapped():
+        return validation.score(model, precision, what)

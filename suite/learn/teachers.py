@@ -1,0 +1,266 @@
+"""Teachers: training them on real images, and loading weights that exist."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+from torch.nn import functional as F
+
+from suite.errors import DataError, NumericError, UserError
+from suite.learn import models, views
+from suite.learn.job import generator
+from suite.learn.schedules import warm_cosine
+from suite.learn.validation import Score, Validation, autocast, centre, seeded
+from suite.learn.view_plans import RATIO, WHOLE
+from suite.spec.datasets import Dataset
+from suite.spec.recipes import TeacherRecipe
+from suite.spec.stages import TeacherSpec
+
+if TYPE_CHECKING:
+    from suite.data.loader import RealImages
+
+#: How often a teacher is evaluated while it trains; the last time at the end.
+EVALUATIONS = 5
+Numbers = dict[str, Any]
+
+
+class Teacher(nn.Module):
+    """A frozen network in eval mode; calling it gives logits float [B, C] for normalised images [B, 3, S, S].
+
+    Args:
+        arch: Its architecture name.
+        model: The network; it is frozen in place.
+        mean: Channel means with which its inputs are normalised.
+        std: Channel standard deviations.
+        bytes_on_disk: Size of the weight file; by default that of the state dict.
+    """
+
+    def __init__(
+        self, arch: str, model: nn.Module, mean: Sequence[float], std: Sequence[float], bytes_on_disk: int | None = None
+    ) -> None:
+        super().__init__()
+        self.arch, self.mean, self.std = arch, tuple(mean), tuple(std)
+        self.model = model.eval().requires_grad_(False)
+        state = model.state_dict().values()
+        self.bytes = sum(t.numel() * t.element_size() for t in state) if bytes_on_disk is None else bytes_on_disk
+        self.train(False)
+
+    def train(self, mode: bool = True) -> Teacher:
+        """Stay in eval mode, whatever is asked."""
+        super().train(False)
+        return self
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits."""
+        logits: torch.Tensor = self.model(x)
+        return logits
+
+
+def mean_logits(teachers: Sequence[Teacher], x: torch.Tensor, precision: str = "fp32") -> torch.Tensor:
+    """The plain mean of raw logits over teachers, float32 [B, C], without a graph (EDC and E2D, relabelling)."""
+    with torch.no_grad(), autocast(precision, x.device):
+        total = teachers[0](x).float()
+        for teacher in teachers[1:]:
+            total = total + teacher(x).float()
+    return total / len(teachers)
+
+
+def augment(x: torch.Tensor, recipe: TeacherRecipe, size: int, draws: torch.Generator) -> torch.Tensor:
+    """Random padded crop (`pad`) or RandomResizedCrop, and flip, of a batch.
+
+    Args:
+        x: float [B, 3, R, R] in [0, 1].
+        recipe: `pad`, `crop` and `flip`.
+        size: Side S of the result.
+        draws: A CPU generator.
+
+    Returns:
+        float [B, 3, S, S].
+    """
+    n, stored = len(x), x.shape[-1]
+    if recipe.pad:
+        offsets = torch.randint(0, 2 * recipe.pad + 1, (n, 2), generator=draws)
+        x = views.pad_crop(centre(x, size), recipe.pad, offsets.to(x.device, non_blocking=True))
+    elif recipe.crop != WHOLE or stored != size:
+        boxes = views.rrc_boxes(n, stored, stored, area=recipe.crop, ratio=RATIO, generator=draws)
+        x = views.crop_resize(x, boxes.to(x.device, non_blocking=True), size)
+    if recipe.flip:
+        x = views.flip(x, (torch.rand(n, generator=draws) < 0.5).to(x.device, non_blocking=True))
+    return x
+
+
+def train_teacher(
+    spec: TeacherSpec,
+    dataset: Dataset,
+    train: RealImages,
+    val: RealImages,
+    device: torch.device,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> tuple[dict[str, torch.Tensor], Numbers]:
+    """Train a network from scratch: SGD with momentum, linear warm-up and cosine decay by step, weight decay on all.
+
+    Args:
+        spec: Architecture, recipe, seed and precision.
+        dataset: Facts.
+        train: The training split.
+        val: The validation split; it is measured and selects nothing.
+        device: Where to train.
+        progress: Called with (steps done, all steps).
+
+    Returns:
+        The state dict of the last epoch, and numbers as in `Record.numbers`.
+
+    Raises:
+        UserError: If the spec has no recipe.
+        NumericError: If the loss is not finite at an evaluation.
+    """
+    recipe = spec.recipe
+    if recipe is None:
+        raise UserError(f"teacher {spec.arch} has no recipe", hint="`teacher.weights: scratch` brings one")
+    validation = Validation(val, dataset, device)
+    per_epoch = -(-len(train) // recipe.batch)
+    total = recipe.epochs * per_epoch
+    points = {round(recipe.epochs * k / EVALUATIONS) for k in range(1, EVALUATIONS + 1)} - {0}
+    curve: list[list[float]] = []
+    score: Score | None = None
+    with seeded(spec.seed, "teacher", device):
+        model = models.build(spec.arch, dataset.classes, dataset.size).to(device).train()
+        optimizer = torch.optim.SGD(
+            model.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
+        )
+        step, watched = 0, torch.zeros((), device=device)
+        for epoch in range(recipe.epochs):
+            draws = generator(spec.seed, "teacher views", epoch)
+            for images, labels in train.batches(recipe.batch, seed=spec.seed, epoch=epoch):
+                x = augment(images.to(device, non_blocking=True).float() / 255, recipe, dataset.size, draws)
+                x = models.normalise(x, dataset.mean, dataset.std)
+                optimizer.param_groups[0]["lr"] = recipe.lr * warm_cosine(
+                    step / per_epoch, recipe.epochs, recipe.warmup
+                )
+                with autocast(spec.precision, device):
+                    logits = model(x)
+                target = labels.to(device, non_blocking=True)
+                loss = F.cross_entropy(logits.float(), target, label_smoothing=recipe.label_smoothing)
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()
+                watched += loss.detach()
+                step += 1
+                progress(step, total)
+            if epoch + 1 in points:
+                if not bool(watched.isfinite()):
+                    raise NumericError(f"teacher diverged at step {step}")
+                score = validation.score(model, spec.precision, "teacher")
+                curve.append([epoch + 1, score.accuracy])
+    if score is None:
+        raise UserError(f"teacher {spec.arch} trains for {recipe.epochs} epochs", hint="at least 1")
+    return dict(model.state_dict()), summary(curve, score, recipe.epochs, step, dataset.classes)
+
+
+def summary(curve: list[list[float]], last: Score, epochs: float, steps: int, classes: int) -> Numbers:
+    """`Record.numbers` of a training: the last evaluation ranks, the best is stored beside it."""
+    best = max(curve, key=lambda point: point[1])
+    return {
+        "accuracy_last": last.accuracy,
+        "accuracy_best": best[1],
+        "best_epoch": best[0],
+        "epochs": epochs,
+        "steps": steps,
+        "classes": classes,
+        "val_images": last.images,
+        "curve": curve,
+        "constant_prediction": last.constant,
+    }
+
+
+def load_teacher(
+    arch: str,
+    dataset: Dataset,
+    path: Path | None = None,
+    pretrained: str | None = None,
+    device: torch.device | str = "cpu",
+) -> Teacher:
+    """A frozen teacher on a device.
+
+    Args:
+        arch: Architecture name.
+        dataset: For classes, size and normalisation.
+        path: Weights: `.safetensors`, or where that file does not exist the `.pth` beside it.
+        pretrained: Instead of `path`: the name of weights that `models.build` gets from the hub's cache.
+        device: Where it goes.
+
+    Raises:
+        DataError: If the weights are missing, unreadable or do not fit the architecture.
+        UserError: If neither or both of `path` and `pretrained` are given, or pretrained weights want their inputs
+            normalised in another way than the dataset's.
+    """
+    if (path is None) == (pretrained is None):
+        raise UserError(f"teacher {arch} needs either a weight file or the name of pretrained weights")
+    if path is None:
+        model = models.build(arch, dataset.classes, dataset.size, pretrained=pretrained)
+        _check_normalisation(arch, model, dataset)
+        return Teacher(arch, model.to(device), dataset.mean, dataset.std)
+    with torch.random.fork_rng(devices=[]):  # initial weights are drawn, then overwritten
+        model = models.build(arch, dataset.classes, dataset.size)
+    found = path if path.exists() else path.with_suffix(".pth")
+    if not found.exists():
+        raise DataError(f"no weights for {arch}", where=str(path), hint="a .safetensors or .pth file is expected there")
+    load_weights(model, read_weights(found), str(found))
+    return Teacher(arch, model.to(device), dataset.mean, dataset.std, found.stat().st_size)
+
+
+def _check_normalisation(arch: str, model: nn.Module, dataset: Dataset) -> None:
+    """Timm's classifiers say how their inputs are normalised; some differ from ImageNet's usual numbers."""
+    config = getattr(model, "pretrained_cfg", None)
+    for name, ours in (("mean", dataset.mean), ("std", dataset.std)):
+        theirs = config.get(name) if isinstance(config, Mapping) else None
+        if theirs is not None and max(abs(a - b) for a, b in zip(theirs, ours, strict=True)) > 1e-3:
+            raise UserError(
+                f"pretrained {arch} wants inputs with {name} {tuple(theirs)}, {dataset.name} gives {tuple(ours)}",
+                hint="choose another teacher",
+            )
+
+
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """A state dict from `.safetensors`, or from a `.pth` that holds one, bare or below `state_dict` or `model`.
+
+    Raises:
+        DataError: If the file cannot be read without running code from it, or holds something else.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch, pickle, zip and safetensors each raise kinds of their own
+        kind = "unreadable" if isinstance(error, OSError | SafetensorError) else "refused or damaged"
+        raise DataError(f"{kind} weights ({type(error).__name__})", where=str(path)) from error
+    for name in ("state_dict", "model"):
+        if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
+            content = content[name]
+            break
+    if not isinstance(content, Mapping) or not all(isinstance(v, torch.Tensor) for v in content.values()):
+        raise DataError("not a state dict", where=str(path), hint="tensors by name, or below `state_dict` or `model`")
+    return {str(name).removeprefix("module."): tensor for name, tensor in content.items()}
+
+
+def load_weights(model: nn.Module, state: Mapping[str, torch.Tensor], where: str) -> None:
+    """Copy a state dict into a network, strictly; only BatchNorm's step counters may be absent.
+
+    Raises:
+        DataError: If tensors are missing, left over or of another shape, naming the first three of them.
+    """
+    own = model.state_dict()
+    missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
+    extra = [k for k in state if k not in own]
+    shapes = [f"{k} {tuple(state[k].shape)}" for k in own if k in state and state[k].shape != own[k].shape]
+    for what, names in (("missing", missing), ("unexpected", extra), ("of another shape (classes?)", shapes)):
+        if names:
+            shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+            raise DataError(f"weights do not fit: {len(names)} tensors {what}: {shown}", where=where)
+    model.load_state_dict(dict(state), strict=False)

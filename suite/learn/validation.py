@@ -1,0 +1,114 @@
+"""What teachers and students share: seeding without side effects, and accuracy on the full validation split."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from suite.errors import DataError, NumericError
+from suite.learn.job import generator
+from suite.learn.models import normalise
+from suite.spec.datasets import Dataset
+
+if TYPE_CHECKING:
+    from suite.data.loader import RealImages
+
+#: Validation splits up to this many decoded bytes stay on the device between evaluations.
+RESIDENT_BYTES = 2 << 30
+
+
+@contextmanager
+def seeded(seed: int, purpose: str, device: torch.device) -> Iterator[None]:
+    """Seed torch's global generators (initial weights, dropout) inside the block and restore them behind it."""
+    number = generator(seed, purpose).initial_seed()
+    cuda = [torch.cuda.current_device() if device.index is None else device.index] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda):
+        torch.random.default_generator.manual_seed(number)
+        for index in cuda:
+            torch.cuda.default_generators[index].manual_seed(number)
+        yield
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
+    """bfloat16 autocast for `bf16`, nothing for `fp32`."""
+    return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else nullcontext()
+
+
+def centre(x: torch.Tensor, size: int) -> torch.Tensor:
+    """The centre `size` x `size` of images [..., H, W] (torchvision's CenterCrop)."""
+    top, left = (round((side - size) / 2) for side in x.shape[-2:])
+    return x[..., top : top + size, left : left + size]
+
+
+@dataclass(frozen=True)
+class Score:
+    """An evaluation.
+
+    Attributes:
+        accuracy: Top-1, in percent of all validation images.
+        images: How many images were seen.
+        constant: Whether every image got the same class.
+    """
+
+    accuracy: float
+    images: int
+    constant: bool
+
+
+class Validation:
+    """The validation split as the papers see it: the centre S x S of the stored R x R, every image once.
+
+    Args:
+        val: The validation split.
+        dataset: For S, mean and standard deviation.
+        device: Where to evaluate; small splits are moved there once.
+        batch: Images a forward pass; it changes no prediction.
+    """
+
+    def __init__(self, val: RealImages, dataset: Dataset, device: torch.device, batch: int = 0) -> None:
+        self.val, self.dataset, self.device = val, dataset, device
+        self.batch = batch or (256 if dataset.size >= 96 else 1024)
+        self.resident: tuple[torch.Tensor, torch.Tensor] | None = None
+        if len(val) * 3 * val.stored**2 <= RESIDENT_BYTES:
+            images, labels = val.tensor()
+            self.resident = centre(images, dataset.size).contiguous().to(device), labels.to(device)
+
+    def batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """uint8 [b, 3, S, S] and int64 [b], on the device."""
+        if self.resident is not None:
+            yield from zip(*(t.split(self.batch) for t in self.resident), strict=True)
+            return
+        for images, labels in self.val.batches(self.batch):
+            yield centre(images, self.dataset.size).to(self.device), labels.to(self.device)
+
+    def score(self, model: nn.Module, precision: str = "fp32", what: str = "network") -> Score:
+        """Top-1 accuracy of a network in eval mode; its mode is restored.
+
+        Raises:
+            NumericError: If a logit is NaN or Inf.
+            DataError: If the split does not give every image once.
+        """
+        training = model.training
+        model.eval()
+        seen, right = 0, torch.zeros((), dtype=torch.int64, device=self.device)
+        finite = torch.ones((), dtype=torch.bool, device=self.device)
+        low, high = right + self.dataset.classes, right - 1
+        with torch.inference_mode(), autocast(precision, self.device):
+            for images, labels in self.batches():
+                logits = model(normalise(images, self.dataset.mean, self.dataset.std))
+                predicted = logits.argmax(1)
+                right = right + (predicted == labels).sum()
+                finite = finite & logits.isfinite().all()
+                low, high = torch.minimum(low, predicted.min()), torch.maximum(high, predicted.max())
+                seen += len(labels)
+        model.train(training)
+        if seen != len(self.val):
+            raise DataError(f"validation gave {seen} images of {len(self.val)}")
+        if not bool(finite):
+            raise NumericError(f"{what} gives logits that are not finite")
+        return Score(100 * int(right) / seen, seen, bool(low == high))

@@ -1,0 +1,153 @@
+"""Teachers learn real digits, stay frozen, and load only weights that fit."""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from suite.errors import DataError, NumericError, UserError
+from suite.learn import models
+from suite.learn.teachers import Teacher, augment, load_teacher, mean_logits, train_teacher
+from suite.spec.recipes import TeacherRecipe, teacher_recipe
+from suite.spec.stages import TeacherSpec
+from tests.learn.training import CPU, DIGITS, digits, linear_teacher
+
+ARCH = "convnet1_w4"
+SPEC = TeacherSpec("digits", "convnet3_w32", "scratch", teacher_recipe("digits"), 0, "torchvision", "fp32")
+
+
+def test_a_teacher_learns_real_digits() -> None:
+    train, val = digits("train"), digits("val")
+    state, numbers = train_teacher(replace(SPEC, recipe=replace(SPEC.recipe, epochs=6)), DIGITS, train, val, CPU)
+    assert numbers["accuracy_last"] > 90
+    assert numbers["val_images"] == len(val) and not numbers["constant_prediction"]
+    assert numbers["curve"][-1] == [6, numbers["accuracy_last"]]
+    assert numbers["steps"] == 6 * -(-len(train) // 64)
+    assert (train.given == 6).all(), "every training image once an epoch"
+    model = models.build("convnet3_w32", 10, 16)
+    model.load_state_dict(state)
+
+
+def test_the_same_seed_gives_the_same_teacher_and_leaves_global_generators_alone() -> None:
+    spec = replace(SPEC, arch=ARCH, recipe=TeacherRecipe(epochs=1, batch=256, pad=1))
+    torch.manual_seed(1)
+    before = torch.random.get_rng_state()
+    (a, _), (b, _) = (train_teacher(spec, DIGITS, digits("train"), digits("val"), CPU) for _ in range(2))
+    assert torch.equal(before, torch.random.get_rng_state())
+    c, _ = train_teacher(replace(spec, seed=1), DIGITS, digits("train"), digits("val"), CPU)
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert any(not torch.equal(a[k], c[k]) for k in a)
+
+
+def test_a_teacher_that_diverges_says_so() -> None:
+    spec = replace(SPEC, arch=ARCH, recipe=TeacherRecipe(epochs=2, batch=64, lr=1e20, pad=0, flip=False))
+    with pytest.raises(NumericError, match=r"teacher"):
+        train_teacher(spec, DIGITS, digits("train"), digits("val"), CPU)
+
+
+def test_without_a_recipe_nothing_is_trained() -> None:
+    with pytest.raises(UserError, match="recipe"):
+        train_teacher(replace(SPEC, recipe=None), DIGITS, digits("train"), digits("val"), CPU)
+
+
+def test_augmentation_gives_the_side_that_networks_see() -> None:
+    x = torch.rand(4, 3, 24, 24, generator=torch.Generator().manual_seed(0))
+    for recipe in (TeacherRecipe(pad=2), TeacherRecipe(pad=0), TeacherRecipe(pad=0, crop=(1.0, 1.0))):
+        assert augment(x, recipe, 16, torch.Generator().manual_seed(0)).shape == (4, 3, 16, 16)
+    plain = TeacherRecipe(pad=0, crop=(1.0, 1.0), flip=False)
+    assert torch.equal(augment(x, plain, 24, torch.Generator().manual_seed(0)), x)
+
+
+def test_a_teacher_is_frozen_and_stays_in_eval_mode() -> None:
+    model = models.build(ARCH, 10, 16).train()
+    teacher = Teacher(ARCH, model, DIGITS.mean, DIGITS.std)
+    teacher.train()
+    assert not model.training and not any(p.requires_grad for p in teacher.parameters())
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    x = torch.randn(8, 3, 16, 16, requires_grad=True)
+    teacher(x).sum().backward()
+    assert x.grad is not None, "gradients flow to images"
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+
+
+def test_labels_are_asked_for_without_a_graph() -> None:
+    teacher = linear_teacher()
+    logits = mean_logits([teacher], torch.randn(2, 3, 16, 16, requires_grad=True))
+    assert not logits.requires_grad
+    assert teacher.model.grad_enabled == [False] and teacher.model.modes == [False]
+
+
+def test_bf16_logits_come_back_in_float32() -> None:
+    logits = mean_logits([linear_teacher()], torch.randn(2, 3, 16, 16), "bf16")
+    assert logits.dtype == torch.float32
+
+
+@pytest.fixture
+def state() -> dict[str, torch.Tensor]:
+    return dict(models.build(ARCH, 10, 16).state_dict())
+
+
+def test_weights_load_from_every_form_that_is_published(tmp_path: Path, state: dict[str, torch.Tensor]) -> None:
+    save_file(state, tmp_path / "a.safetensors")
+    torch.save(state, tmp_path / "b.pth")
+    torch.save({"state_dict": {f"module.{k}": v for k, v in state.items()}}, tmp_path / "c.pth")
+    torch.save({"model": state, "epoch": 3}, tmp_path / "d.pth")
+    for name in "abcd":
+        teacher = load_teacher(ARCH, DIGITS, path=tmp_path / f"{name}.safetensors")
+        found = teacher.model.state_dict()
+        assert found.keys() == state.keys() and all(torch.equal(found[k], state[k]) for k in state)
+        assert teacher.bytes == next(tmp_path.glob(f"{name}.*")).stat().st_size
+
+
+def test_loading_leaves_the_global_generator_alone(tmp_path: Path, state: dict[str, torch.Tensor]) -> None:
+    save_file(state, tmp_path / "a.safetensors")
+    before = torch.random.get_rng_state()
+    load_teacher(ARCH, DIGITS, path=tmp_path / "a.safetensors")
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_weights_of_other_classes_are_refused(tmp_path: Path) -> None:
+    save_file(dict(models.build(ARCH, 7, 16).state_dict()), tmp_path / "a.safetensors")
+    with pytest.raises(DataError, match=r"classes.*\(7,"):
+        load_teacher(ARCH, DIGITS, path=tmp_path / "a.safetensors")
+
+
+def test_missing_weights_are_named_three_at_a_time(tmp_path: Path, state: dict[str, torch.Tensor]) -> None:
+    names = [k for k in state if not k.endswith("num_batches_tracked")]
+    save_file({names[-1]: state[names[-1]]}, tmp_path / "a.safetensors")
+    with pytest.raises(DataError) as caught:
+        load_teacher(ARCH, DIGITS, path=tmp_path / "a.safetensors")
+    assert ", ".join(names[:3]) in caught.value.what and names[3] not in caught.value.what
+
+
+def test_left_over_weights_are_refused(tmp_path: Path, state: dict[str, torch.Tensor]) -> None:
+    save_file({**state, "extra.weight": torch.zeros(1)}, tmp_path / "a.safetensors")
+    with pytest.raises(DataError, match=r"unexpected: extra\.weight"):
+        load_teacher(ARCH, DIGITS, path=tmp_path / "a.safetensors")
+
+
+class _Evil:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return exec, ("raise SystemExit('code ran')",)
+
+
+def test_no_code_runs_when_weights_are_read(tmp_path: Path) -> None:
+    torch.save({"state_dict": _Evil()}, tmp_path / "a.pth")
+    (tmp_path / "b.pth").write_bytes(pickle.dumps(_Evil()))
+    (tmp_path / "c.safetensors").write_bytes(b"no tensors here")
+    torch.save([1, 2], tmp_path / "d.pth")
+    for name in "abcd":
+        with pytest.raises(DataError):
+            load_teacher(ARCH, DIGITS, path=tmp_path / f"{name}.safetensors")
+
+
+def test_absent_weights_are_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no weights"):
+        load_teacher(ARCH, DIGITS, path=tmp_path / "a.safetensors")
+    with pytest.raises(UserError):
+        load_teacher(ARCH, DIGITS)

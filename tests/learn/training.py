@@ -1,0 +1,95 @@
+"""Real digits in memory, and small networks, for the tests of teachers, students and labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from suite.data.distilled import DistilledSet
+from suite.data.loader import permutation
+from suite.learn.teachers import Teacher
+from suite.spec.datasets import Dataset, dataset
+
+CPU = torch.device("cpu")
+DIGITS = dataset("digits")
+
+
+class MemoryImages:
+    """The interface of `RealImages` over tensors, counting how often each image was given."""
+
+    def __init__(self, images: torch.Tensor, labels: torch.Tensor, resident: bool = True) -> None:
+        self.images, self.labels = images, labels
+        self.classes, self.stored = int(labels.max()) + 1, images.shape[-1]
+        self.fits = resident
+        self.given = torch.zeros(len(labels), dtype=torch.int64)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def tensor(self) -> tuple[torch.Tensor, torch.Tensor]:
+        self.given += 1
+        return self.images, self.labels
+
+    def batches(
+        self, batch: int, *, seed: int | None = None, epoch: int = 0, drop_last: bool = False
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        order = torch.arange(len(self)) if seed is None else permutation(len(self), seed, epoch)
+        for chosen in order.split(batch):
+            self.given[chosen] += 1
+            yield self.images[chosen], self.labels[chosen]
+
+
+@cache
+def _digits() -> tuple[torch.Tensor, torch.Tensor]:
+    from sklearn.datasets import load_digits
+
+    raw = load_digits()
+    grey = torch.from_numpy(raw.images).float()[:, None] * (255 / 16)
+    images = F.interpolate(grey, size=16, mode="bilinear").round().to(torch.uint8).expand(-1, 3, -1, -1).contiguous()
+    return images, torch.from_numpy(raw.target).long()
+
+
+def digits(split: str) -> MemoryImages:
+    """Handwritten digits at 16 px: four fifths train, one fifth validates."""
+    images, labels = _digits()
+    held_out = torch.arange(len(labels)) % 5 == 4
+    mask = held_out if split == "val" else ~held_out
+    return MemoryImages(images[mask], labels[mask])
+
+
+def some_digits(ipc: int) -> DistilledSet:
+    """The first `ipc` training digits of every class."""
+    train = digits("train")
+    index = torch.cat([(train.labels == c).nonzero()[:ipc, 0] for c in range(10)])
+    return DistilledSet(train.images[index], train.labels[index])
+
+
+class Linear(nn.Module):
+    """A linear classifier that counts its forward passes and remembers what it saw."""
+
+    def __init__(self, classes: int, size: int, seed: int = 0) -> None:
+        super().__init__()
+        self.head = nn.Linear(3 * size * size, classes)
+        draws = torch.Generator().manual_seed(seed)
+        for p in self.parameters():
+            p.data = torch.randn(p.shape, generator=draws) / size
+        self.calls = 0
+        self.seen: list[torch.Tensor] = []
+        self.grad_enabled: list[bool] = []
+        self.modes: list[bool] = []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        self.seen.append(x.detach().clone())
+        self.grad_enabled.append(torch.is_grad_enabled())
+        self.modes.append(self.training)
+        return self.head(x.flatten(1))
+
+
+def linear_teacher(facts: Dataset = DIGITS, seed: int = 0) -> Teacher:
+    """A frozen linear teacher with fixed random weights."""
+    return Teacher("linear", Linear(facts.classes, facts.size, seed), facts.mean, facts.std)

@@ -110,6 +110,13 @@ def open_source(dataset: Dataset, path: Path | None, scratch: Path) -> Iterator[
     if path is None:
         hint = f"run: python -m suite.prepare {dataset.name} --source DIR_OR_TAR"
         raise DataError(f"dataset {dataset.name} is not prepared and no source is known for {dataset.base}", hint=hint)
+    with open_path(path, scratch) as source:
+        yield source
+
+
+@contextmanager
+def open_path(path: Path, scratch: Path) -> Iterator[Source]:
+    """Open a directory or a tar as a source; arguments and errors are those of `open_source`."""
     if path.is_dir():
         yield FolderSource(path)
     elif path.is_file():
@@ -118,7 +125,7 @@ def open_source(dataset: Dataset, path: Path | None, scratch: Path) -> Iterator[
     elif path.exists():
         raise DataError("neither a directory nor a file", where=str(path))
     else:
-        raise DataError("no such directory or tar", where=str(path), hint=f"the source of {dataset.base}")
+        raise DataError("no such directory or tar", where=str(path))
 
 
 class FolderSource:
@@ -303,7 +310,7 @@ def select(dataset: Dataset, source: Source) -> Selection:
         DataError: If a split or class is missing or empty, class counts differ, images lie outside class directories,
             or a class has fewer than N training images. The first three offenders are named.
     """
-    by_split = _by_class(source)
+    by_split = by_class(source)
     classes = _classes(dataset, source, by_split)
     empty = [f"{s}/{c}" for s in SPLITS for c in classes if not by_split[s].get(c)]
     if empty:
@@ -319,7 +326,12 @@ def select(dataset: Dataset, source: Source) -> Selection:
     return Selection(classes, chosen("train", wanted), chosen("val", None))
 
 
-def _by_class(source: Source) -> dict[str, dict[str, list[Item]]]:
+def by_class(source: Source, splits: tuple[str, ...] = SPLITS) -> dict[str, dict[str, list[Item]]]:
+    """The images of a source by split and class; a class without images is there, with an empty list.
+
+    Raises:
+        DataError: If a split that is asked for has no class directories, images lie beside them, or are listed twice.
+    """
     by_split: dict[str, dict[str, list[Item]]] = {s: {} for s in SPLITS}
     flat = []
     for item in source.items():
@@ -334,7 +346,7 @@ def _by_class(source: Source) -> dict[str, dict[str, list[Item]]]:
     if flat:
         hint = "expected train/CLASS/file and val/CLASS/file"
         raise DataError(f"images outside class directories: {first_three(sorted(flat))}", where=source.where, hint=hint)
-    missing = [f"{s}/" for s in SPLITS if not by_split[s]]
+    missing = [f"{s}/" for s in splits if not by_split[s]]
     if missing:
         hint = "expected train/CLASS/file and val/CLASS/file"
         raise DataError(f"no class directories in {' and '.join(missing)}", where=source.where, hint=hint)

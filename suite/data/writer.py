@@ -117,8 +117,8 @@ def write_folder(folder: Path, samples: Samples, classes: list[str]) -> None:
             Image.fromarray(image).save(path, compress_level=1)
 
 
-def write_beton(path: Path, samples: Samples) -> None:
-    """Write a beton with the fields `image` and `label`.
+def write_beton(path: Path, samples: Samples, mode: str | None = None) -> None:
+    """Write a beton with the fields `image` and `label`: `raw` or `jpg`, by default as `JPEG_FROM` says.
 
     FFCV's own writer starts worker processes, waits for ever if one dies, and lays pages out in the order in which
     they finish. Its parts are used here in this process, one sample after another: a failure is an exception, and two
@@ -146,7 +146,7 @@ def write_beton(path: Path, samples: Samples) -> None:
                     self.metadata_sm.close()
                 self.metadata_sm.unlink()
 
-    mode = "jpg" if samples.side >= JPEG_FROM else "raw"
+    mode = mode or ("jpg" if samples.side >= JPEG_FROM else "raw")
     fields = {"image": RGBImageField(write_mode=mode, jpeg_quality=JPEG_QUALITY), "label": IntField()}
     page = SMALL_PAGE if samples.side < 512 else 4 * SMALL_PAGE
     Writer(str(path), fields, page_size=page, num_workers=1).write()

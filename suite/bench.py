@@ -1,0 +1,31 @@
+"""Measure parts of the suite on this machine.
+
+python -m suite.bench loader --source imagenette.tar --json results/measured/loader.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+
+from suite.errors import guarded
+
+#: Subcommands: modules of suite.benchmarks with `add_arguments(parser)` and `run(arguments) -> int`.
+BENCHMARKS = {"loader": "FFCV beside torchvision's ImageFolder and DataLoader"}
+
+
+def main() -> int:
+    """Parse and hand over to one benchmark."""
+    parser = argparse.ArgumentParser(prog="python -m suite.bench", description=(__doc__ or "").splitlines()[0])
+    commands = parser.add_subparsers(dest="benchmark", required=True, metavar="BENCHMARK")
+    modules = {}
+    for name, text in BENCHMARKS.items():
+        modules[name] = importlib.import_module(f"suite.benchmarks.{name}")
+        modules[name].add_arguments(commands.add_parser(name, help=text, description=modules[name].__doc__))
+    arguments = parser.parse_args()
+    code: int = modules[arguments.benchmark].run(arguments)
+    return code
+
+
+if __name__ == "__main__":
+    guarded(main)

@@ -1,0 +1,1 @@
+"""Benchmarks of the suite's own parts, run by `python -m suite.bench`."""

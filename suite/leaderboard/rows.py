@@ -1,0 +1,333 @@
+"""Rows: records of evaluations as one typed table, with what is missing and what is refused beside it.
+
+A record without provenance never becomes a row; it is refused with a reason. A failed or diverged attempt never becomes
+a number; it is a hole with a reason.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+
+from suite.spec.keys import canonical, digest
+from suite.store.records import Record
+
+#: What identifies a cell, apart from its seed.
+CELL = ("method", "dataset", "ipc", "teacher", "student", "protocol")
+#: Rows of one group differ in their seed only. `setting` separates rows whose other parameters differ.
+GROUP = (*CELL, "setting")
+
+#: Columns of the table of rows and their pandas types.
+COLUMNS: dict[str, str] = {
+    **dict.fromkeys(("method", "dataset"), "string"),
+    "ipc": "Int64",
+    **dict.fromkeys(("teacher", "student", "protocol", "setting"), "string"),
+    "seed": "Int64",
+    "labels": "string",
+    **dict.fromkeys(("accuracy_last", "accuracy_best"), "Float64"),
+    **dict.fromkeys(("best_epoch", "epochs", "steps", "classes", "val_images"), "Int64"),
+    "constant_prediction": "boolean",
+    **dict.fromkeys(("synthesis_key", "synthesis_setting"), "string"),
+    "synthesis_seconds": "Float64",
+    **dict.fromkeys(("image_iterations", "forward_images", "images"), "Int64"),
+    **dict.fromkeys(("seconds_per_image", "iterations_per_image"), "Float64"),
+    "peak_memory_bytes": "Int64",
+    **dict.fromkeys(("peak_memory_kind", "device"), "string"),
+    **dict.fromkeys(("teacher_seconds", "statistics_seconds", "relabel_seconds", "evaluation_seconds"), "Float64"),
+    "relabel_key": "string",
+    **dict.fromkeys(("image_bytes", "label_bytes", "auxiliary_bytes", "total_bytes", "unshipped_bytes"), "Int64"),
+    **dict.fromkeys(("key", "commit", "dirty", "loader", "precision", "evaluation_device", "versions"), "string"),
+    "status": "string",
+}
+
+#: Ledger kinds that are pictures or what decodes to pictures, and labels; all others are auxiliary.
+_IMAGES, _LABELS = {"image", "latent"}, {"label"}
+_VERSIONS = ("suite", "python", "torch", "torchvision", "timm", "ffcv", "numpy")
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Hole:
+    """A cell without a number, and why."""
+
+    method: str
+    dataset: str
+    ipc: int
+    teacher: str
+    student: str
+    protocol: str
+    seed: int
+    key: str
+    reason: str
+
+    @property
+    def cell(self) -> tuple[Any, ...]:
+        """The cell without its seed, in the order of `CELL`."""
+        return tuple(getattr(self, name) for name in CELL)
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Refusal:
+    """A record that is kept off the leaderboards, and why."""
+
+    key: str
+    label: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Everything that the leaderboards are made from.
+
+    Attributes:
+        frame: One line a row, columns and types as in `COLUMNS`, in a stable order.
+        holes: Cells without a number.
+        refused: Records without provenance, and records that cannot be read.
+        excluded: Cells that the grid leaves out on purpose: (count, why).
+    """
+
+    frame: pd.DataFrame
+    holes: list[Hole] = field(default_factory=list)
+    refused: list[Refusal] = field(default_factory=list)
+    excluded: list[tuple[int, str]] = field(default_factory=list)
+
+
+def collect(
+    records: Iterable[Record],
+    *,
+    failures: Iterable[Record] = (),
+    holes: Iterable[Hole] = (),
+    refused: Iterable[Refusal] = (),
+    excluded: Iterable[tuple[int, str]] = (),
+    synthesis: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Rows:
+    """Turn records into rows, holes and refusals. The result does not depend on the order of the arguments.
+
+    Args:
+        records: Records of evaluations. Those that are not `done` count as failures.
+        failures: Records of attempts that did not publish; the newest of each stage gives the reason of its hole.
+        holes: Cells that are known to be missing.
+        refused: Records that could not even be read.
+        excluded: (count, why) of cells that the grid leaves out.
+        synthesis: Synthesis stages by key, as `Stage.to_json` gives them. Rows whose syntheses differ in more than the
+            seed are never averaged.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    denied = set(refused)
+    failed = list(failures)
+    for record in sorted(records, key=lambda r: (str(r.key), str(r.attempt))):
+        if record.status != "done":
+            failed.append(record)
+        elif missing := missing_provenance(record):
+            denied.add(Refusal(str(record.key), label(record.spec), f"no provenance: {', '.join(missing)}"))
+        else:
+            try:
+                found[record.key] = row(record, synthesis or {})
+            except (KeyError, TypeError, ValueError) as error:
+                why = f"no {error}" if isinstance(error, KeyError) else str(error)
+                denied.add(Refusal(record.key, label(record.spec), f"unreadable record: {why}"))
+    gaps = set(holes)
+    newest = {r.key: r for r in sorted(failed, key=lambda r: (str(r.key), str(r.attempt)))}
+    attempts = {k: sum(r.key == k for r in failed) for k in newest}
+    known = {h.key for h in gaps}
+    for key, record in newest.items():
+        if key in found or key in known:
+            continue
+        try:
+            gaps.add(hole(record, failure_reason(record, attempts[key])))
+        except (KeyError, TypeError, ValueError):
+            denied.add(Refusal(str(key), label(record.spec), "unreadable record of a failed attempt"))
+    return Rows(_frame(list(found.values())), sorted(gaps), sorted(denied), sorted(excluded))
+
+
+def missing_provenance(record: Record) -> list[str]:
+    """What a record lacks of code commit, key, seed, device, environment and loader; all are needed for a row."""
+    p = record.provenance if isinstance(record.provenance, dict) else {}
+    present = {
+        "commit": bool(p.get("commit")) and "dirty" in p,
+        "key": bool(record.key),
+        "seed": isinstance(p.get("seed"), int) and p.get("seed") == record.spec.get("seed"),
+        "device": bool(record.device.get("name")),
+        "environment": {"python", "torch"} <= set(environment(record)),
+        "loader": bool(p.get("loader")),
+    }
+    return [name for name, there in present.items() if not there]
+
+
+def environment(record: Record) -> dict[str, str]:
+    """Versions of the packages that computed a row."""
+    p = record.provenance
+    nested = p.get("environment")
+    source = nested if isinstance(nested, dict) else p
+    return {name: str(source[name]) for name in _VERSIONS if source.get(name)}
+
+
+def label(spec: Mapping[str, Any]) -> str:
+    """A short name of an evaluation for footnotes; says `?` where the spec does."""
+    part = {name: spec.get(name, "?") for name in (*CELL, "seed")}
+    return "{method} {dataset} ipc{ipc} {teacher} -> {student} {protocol} seed{seed}".format(**part)
+
+
+def failure_reason(record: Record, attempts: int = 1) -> str:
+    """The reason of a hole: `failed (kind): message` or `diverged: message`."""
+    failure = record.failure or {}
+    message = " ".join(str(failure.get("message", "no message")).split())
+    head = "diverged" if record.status == "diverged" else f"failed ({failure.get('kind', 'unknown')})"
+    if message.startswith("diverged"):
+        head, message = message, ""
+    tail = f" [{attempts} attempts]" if attempts > 1 else ""
+    return (f"{head}: {message}" if message else head) + tail
+
+
+def hole(record: Record, reason: str) -> Hole:
+    """The hole that a record of a failed attempt leaves."""
+    s = record.spec
+    return Hole(
+        str(s["method"]), str(s["dataset"]), _integer(s["ipc"], "ipc"), str(s["teacher"]), str(s["student"]),
+        str(s["protocol"]), _integer(s["seed"], "seed"), record.key, reason,
+    )  # fmt: skip
+
+
+def row(record: Record, synthesis: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """One line of the table from one record.
+
+    Raises:
+        KeyError, TypeError, ValueError: If a field is missing or not what its name says.
+    """
+    s, n, up = record.spec, record.numbers, record.upstream
+    made = up.get("synthesis") or {}
+    images = _count(made, "images") or _integer(n["classes"], "classes") * _integer(s["ipc"], "ipc")
+    seconds, iterations = _seconds(made), _count(made, "image_iterations")
+    return {
+        **{name: str(s[name]) for name in ("method", "dataset", "teacher", "student", "protocol", "labels")},
+        "ipc": _integer(s["ipc"], "ipc"),
+        "setting": setting(record, synthesis),
+        "seed": _integer(s["seed"], "seed"),
+        "accuracy_last": _percent(n["accuracy_last"], "accuracy_last"),
+        "accuracy_best": _percent(n["accuracy_best"], "accuracy_best"),
+        **{name: _count(n, name) for name in ("best_epoch", "epochs", "steps", "classes", "val_images")},
+        "constant_prediction": bool(n.get("constant_prediction", False)),
+        "synthesis_key": record.inputs.get("synthesis", {}).get("key"),
+        "synthesis_setting": _seedless(_synthesis_of(record, synthesis)),
+        "synthesis_seconds": seconds,
+        "image_iterations": iterations,
+        "forward_images": _count(made, "forward_images"),
+        "images": images,
+        "seconds_per_image": None if seconds is None else seconds / images,
+        "iterations_per_image": None if iterations is None else iterations / images,
+        "peak_memory_bytes": _count(made, "peak_memory_bytes"),
+        "peak_memory_kind": made.get("peak_memory_kind"),
+        "device": made.get("device"),
+        **{f"{kind}_seconds": _seconds(up.get(kind) or {}) for kind in ("teacher", "statistics", "relabel")},
+        "evaluation_seconds": _seconds(record.cost),
+        "relabel_key": record.inputs.get("relabel", {}).get("key"),
+        **ledger(record.storage),
+        "key": record.key,
+        "commit": str(record.provenance["commit"]),
+        "dirty": str(record.provenance["dirty"] or ""),
+        "loader": str(record.provenance["loader"]),
+        "precision": str(record.device.get("precision") or s.get("precision") or ""),
+        "evaluation_device": str(record.device["name"]),
+        "versions": ", ".join(f"{k} {v}" for k, v in environment(record).items()),
+        "status": record.status,
+    }
+
+
+def ledger(entries: Iterable[Mapping[str, Any]]) -> dict[str, int | None]:
+    """Bytes by what they hold, over the parts that are shipped; what only synthesis needs is counted apart.
+
+    Args:
+        entries: Ledger entries {"name", "kind", "bytes", "shipped", "needed_for"}.
+
+    Returns:
+        Bytes of images, labels, auxiliary parts, their total, and of parts that are not shipped; all None without
+        entries, since nothing was measured then.
+    """
+    names = ("image_bytes", "label_bytes", "auxiliary_bytes", "total_bytes", "unshipped_bytes")
+    sums: dict[str, int] = dict.fromkeys(names, 0)
+    empty = True
+    for entry in entries:
+        empty = False
+        size, kind = _integer(entry["bytes"], "bytes"), str(entry["kind"])
+        if not entry["shipped"]:
+            sums["unshipped_bytes"] += size
+            continue
+        sums["image_bytes" if kind in _IMAGES else "label_bytes" if kind in _LABELS else "auxiliary_bytes"] += size
+        sums["total_bytes"] += size
+    return dict.fromkeys(names) if empty else dict(sums)
+
+
+def setting(record: Record, synthesis: Mapping[str, Mapping[str, Any]]) -> str:
+    """Six hex digits over everything but the seed that makes this row: recipe, parameters, loader, inputs.
+
+    The inputs `synthesis` and `relabel` have the seed in their keys, so their place is taken by the synthesis itself.
+    """
+    inputs = {
+        role: value.get("key")
+        for role, value in record.inputs.items()
+        if role.partition(".")[0] not in ("synthesis", "relabel")
+    }
+    return _seedless({"spec": record.spec, "inputs": [inputs, _seedless(_synthesis_of(record, synthesis))]})
+
+
+def _synthesis_of(record: Record, synthesis: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
+    return synthesis.get(str(record.inputs.get("synthesis", {}).get("key")), {})
+
+
+def _seedless(stage: Mapping[str, Any]) -> str:
+    spec = {k: v for k, v in stage.get("spec", {}).items() if k != "seed"}
+    return digest(canonical({"spec": spec, "inputs": stage.get("inputs", {})}))[:6]
+
+
+def _frame(lines: list[dict[str, Any]]) -> pd.DataFrame:
+    """The typed table, sorted. Lines that only an unrecorded setting can tell apart are set apart by their keys."""
+    _split(lines, GROUP, "setting", "key")
+    _split(lines, (*GROUP[:4], "protocol", "synthesis_setting"), "synthesis_setting", "synthesis_key")
+    lines = sorted(lines, key=lambda x: (*(x[c] for c in GROUP), x["seed"], x["key"]))
+    return pd.DataFrame({c: pd.array([x[c] for x in lines], dtype=t) for c, t in COLUMNS.items()})  # type: ignore[call-overload]
+
+
+def _split(lines: list[dict[str, Any]], group: tuple[str, ...], name: str, key: str) -> None:
+    """Where one group has several keys at one seed, make the key a part of the setting, so they are not averaged."""
+    keys: dict[tuple[Any, ...], set[str]] = {}
+    places = [(*(line[c] for c in group), line["seed"]) for line in lines]
+    for at, line in zip(places, lines, strict=True):
+        keys.setdefault(at, set()).add(str(line[key]))
+    for at, line in zip(places, lines, strict=True):
+        if len(keys[at]) > 1:
+            line[name] = f"{line[name]}-{str(line[key])[:6]}"
+
+
+def _integer(value: Any, name: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"{name} is {value!r}, not a whole number")
+    return value
+
+
+def _count(source: Mapping[str, Any], name: str) -> int | None:
+    value = source.get(name)
+    if value is None:
+        return None
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if _integer(value, name) < 0:
+        raise ValueError(f"{name} is {value}")
+    return int(value)
+
+
+def _seconds(cost: Mapping[str, Any]) -> float | None:
+    value = cost.get("seconds")
+    if value is None:
+        return None
+    if not math.isfinite(value) or value < 0:
+        raise ValueError(f"seconds is {value!r}")
+    return float(value)
+
+
+def _percent(value: Any, name: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 100:
+        raise ValueError(f"{name} is {value!r}, not a percentage")
+    return float(value)

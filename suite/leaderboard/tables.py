@@ -1,0 +1,265 @@
+"""The three leaderboards as tables of plain values; `formats` writes them out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import pandas as pd
+
+from suite.leaderboard.rows import Hole, Rows
+from suite.leaderboard.statistics import BYTES, CONTEST, groups, notes_of, plain_records, summarise
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column of a table.
+
+    Attributes:
+        name: Its name in CSV files.
+        header: What people read.
+        form: How values are shown: `text`, `count`, `percent`, `spread`, `interval`, `seconds`, `number`, `bytes`.
+        identity: Part of what names a line; the terminal moves it into the caption where it is the same everywhere.
+        csv: Whether CSV files have it.
+        shown: Whether Markdown and HTML have it.
+        terminal: Whether the terminal has it.
+        help: What it means, in one sentence.
+        short: Header on the terminal, where it differs.
+    """
+
+    name: str
+    header: str
+    form: str = "text"
+    identity: bool = False
+    csv: bool = True
+    shown: bool = True
+    terminal: bool = True
+    help: str = ""
+    short: str = ""
+
+    @property
+    def numeric(self) -> bool:
+        """Whether values line up on the right."""
+        return self.form != "text"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A leaderboard.
+
+    Attributes:
+        slug: File name without suffix.
+        title: Heading.
+        caption: What is measured, in one or two sentences.
+        columns: Its columns.
+        rows: One dict a line: values by column name, `notes` (numbers of footnotes) and `flag` (`hole`, `suspicious`
+            or empty), `break` (a new block of comparable lines begins). None is a value that is not there.
+        footnotes: Text of footnotes 1, 2, ...
+    """
+
+    slug: str
+    title: str
+    caption: str
+    columns: list[Column]
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    footnotes: list[str] = field(default_factory=list)
+
+
+_WHO = [
+    Column("method", "Method", identity=True),
+    Column("dataset", "Dataset", identity=True),
+    Column("ipc", "IPC", "count", identity=True, help="Images per class"),
+    Column("teacher", "Teacher", identity=True),
+]
+_STUDENT = [Column("student", "Student", identity=True)]
+_PROTOCOL = [
+    Column(
+        "protocol",
+        "Protocol",
+        identity=True,
+        help="paper: the method's own recipe; matched: one recipe for all methods",
+    )
+]
+_SETTING = Column("setting", "Setting", identity=True, help="Identifies parameters and inputs; equal for all seeds")
+
+
+def leaderboards(rows: Rows) -> list[Table]:
+    """The leaderboards of accuracy, synthesis time and storage, in this order."""
+    grouped = groups(rows)
+    return [accuracy(grouped), synthesis_time(rows), storage(grouped)]
+
+
+def accuracy(grouped: pd.DataFrame) -> Table:
+    """Accuracy over seeds: the last epoch is ranked, the best epoch stands beside it."""
+    columns = [
+        Column("rank", "#", "count", help="By last-epoch mean among equal dataset, IPC, student and protocol"),
+        *_WHO, *_STUDENT, *_PROTOCOL, *_settings(grouped),
+        Column("mean", "Accuracy %", "percent", help="Last epoch, full validation split, mean over seeds"),
+        Column("sd", "sd", "spread", help="Standard deviation over seeds (n - 1)"),
+        Column("interval", "95 % interval", "interval", csv=False, help="Two-sided t-interval of the mean"),
+        Column("low", "low", "percent", shown=False, terminal=False),
+        Column("high", "high", "percent", shown=False, terminal=False),
+        Column("best", "Best epoch %", "percent", terminal=False, help="Mean of the best evaluated epoch; not ranked"),
+        Column("n", "n", "count", help="Seeds with a number"),
+        Column("seeds", "Seeds", shown=False, terminal=False),
+        _NOTES,
+    ]  # fmt: skip
+    lines = []
+    for r in plain_records(grouped):
+        pair = None if r["low"] is None else (r["low"], r["high"])
+        lines.append({**r, "interval": pair})
+    return _finish(
+        "accuracy",
+        "Accuracy",
+        "Top-1 accuracy in percent on the full validation split after the last epoch; mean, standard deviation and "
+        "95 % t-interval over seeds. One seed has no spread.",
+        columns,
+        lines,
+        CONTEST,
+    )
+
+
+def synthesis_time(rows: Rows) -> Table:
+    """What a distilled set costs: each synthesis counts once, however many students learn from it."""
+    at = ["method", "dataset", "ipc", "teacher", "protocol", "device", "setting"]
+    own = [c for c in at if c != "setting"]
+    lines: list[dict[str, Any]] = []
+    done: set[tuple[Any, ...]] = set()
+    frame = rows.frame.assign(device=rows.frame["device"].fillna("?"), setting=rows.frame["synthesis_setting"])
+    if len(frame):
+        for values, part in frame.groupby(at, sort=True):
+            who = dict(zip(at, tuple(values), strict=True))
+            done.add(tuple(who[c] for c in at[:5]))
+            lines.append(_time_line(who, part))
+    missing: dict[tuple[Any, ...], list[Hole]] = {}
+    for h in rows.holes:
+        missing.setdefault((h.method, h.dataset, h.ipc, h.teacher, h.protocol), []).append(h)
+    for cell, holes in missing.items():
+        if cell not in done:
+            who = dict(zip(at, (*cell, None, ""), strict=True))
+            lines.append({**_time_line(who, rows.frame.iloc[:0]), "notes": notes_of(rows.frame.iloc[:0], holes)})
+    lines.sort(
+        key=lambda x: (
+            x["dataset"], x["ipc"], x["device"] or "", x["seconds"] is None, x["seconds"] or 0.0,
+            x["method"], x["teacher"], x["protocol"], x["setting"],
+        )
+    )  # fmt: skip
+    several = len({tuple(x[c] for c in own) for x in lines}) < len(lines)
+    columns = [
+        *_WHO, *_PROTOCOL, *([_SETTING] if several else []),
+        Column("n", "n", "count", terminal=False, help="Distinct syntheses measured"),
+        Column("seconds", "Seconds", "seconds", help="Device-synchronised seconds of one synthesis, mean"),
+        Column("seconds_sd", "sd", "spread", terminal=False),
+        Column("seconds_per_image", "s / image", "seconds", short="s/image"),
+        Column("image_iterations", "Image-iterations", "number", help="Updates summed over images", short="Image-it."),
+        Column("iterations_per_image", "per image", "number", short="it./image"),
+        Column("forward_images", "Images forwarded", "number", terminal=False, help="Images put through a network"),
+        Column("peak_memory_bytes", "Peak memory", "bytes", short="Peak"),
+        Column("peak_memory_kind", "Memory is", terminal=False),
+        Column("device", "Device", help="Seconds of different devices are not comparable"),
+        Column("teacher_seconds", "Teacher s", "seconds", help="Shared; not in Seconds", short="Teacher"),
+        Column("statistics_seconds", "Statistics s", "seconds", help="Shared; not in Seconds", short="Stats"),
+        Column("relabel_seconds", "Relabel s", "seconds", help="Storing soft labels", short="Relabel"),
+        _NOTES,
+    ]  # fmt: skip
+    return _finish(
+        "synthesis_time",
+        "Synthesis time",
+        "Cost of making one distilled set, in total and per image. Teacher, statistics and relabel cost stand in "
+        "columns of their own; devices are never mixed in one line.",
+        columns,
+        lines,
+        ("dataset", "ipc", "device"),
+    )
+
+
+def _time_line(who: dict[str, Any], part: pd.DataFrame) -> dict[str, Any]:
+    once = part.drop_duplicates(["synthesis_key", "seed"])
+    relabel = part[part["relabel_key"].notna()].drop_duplicates("relabel_key")
+    seconds = summarise(once["synthesis_seconds"])
+    memory = [int(b) for b in once["peak_memory_bytes"].dropna()]
+    means = {c: summarise(once[c]).mean for c in _MEANS}
+    return {
+        **who,
+        "n": len(once),
+        "seconds": seconds.mean,
+        "seconds_sd": seconds.sd,
+        **means,
+        "peak_memory_bytes": max(memory) if memory else None,
+        "peak_memory_kind": ", ".join(sorted(set(once["peak_memory_kind"].dropna()))) or None,
+        "relabel_seconds": summarise(relabel["relabel_seconds"]).mean,
+        "notes": [],
+    }
+
+
+_MEANS = (
+    "seconds_per_image",
+    "image_iterations",
+    "iterations_per_image",
+    "forward_images",
+    "teacher_seconds",
+    "statistics_seconds",
+)
+
+
+def storage(grouped: pd.DataFrame) -> Table:
+    """Measured bytes of what has to be shipped, with the accuracy that they buy."""
+    columns = [
+        *_WHO, *_STUDENT, *_PROTOCOL, *_settings(grouped),
+        Column("labels", "Labels", help="hard, online (from a shipped teacher) or stored soft labels", terminal=False),
+        Column("image_bytes", "Images", "bytes"),
+        Column("label_bytes", "Labels", "bytes"),
+        Column("auxiliary_bytes", "Auxiliary", "bytes", help="Decoders, label teachers, augmentation records, ..."),
+        Column("total_bytes", "Total", "bytes", help="Images + labels + auxiliary"),
+        Column("bytes_per_class", "per class", "bytes"),
+        Column("unshipped_bytes", "Not shipped", "bytes", terminal=False, help="Needed by the synthesis only"),
+        Column("mean", "Accuracy %", "percent", help="Last epoch, mean over seeds"),
+        Column("n", "n", "count", terminal=False),
+        _NOTES,
+    ]  # fmt: skip
+    lines = []
+    for r in plain_records(grouped):
+        sizes = {c: None if r[c] is None else round(r[c]) for c in BYTES}
+        each = sizes["total_bytes"] / r["classes"] if sizes["total_bytes"] is not None and r["classes"] else None
+        lines.append({**r, **sizes, "bytes_per_class": each})
+    lines.sort(
+        key=lambda x: (
+            x["dataset"], x["ipc"], x["student"], x["protocol"], x["total_bytes"] is None, x["total_bytes"] or 0,
+            x["method"], x["teacher"], x["setting"],
+        )
+    )  # fmt: skip
+    return _finish(
+        "storage",
+        "Storage",
+        "Measured bytes on disk of everything that a student needs (1 GB = 10^9 bytes), with the accuracy that they "
+        "buy. Parts that only the synthesis needs are not in the total.",
+        columns,
+        lines,
+        CONTEST,
+    )
+
+
+_NOTES = Column("notes", "Notes", "notes")
+
+
+def _settings(grouped: pd.DataFrame) -> list[Column]:
+    """The column `setting`, where some cell has rows of more than one."""
+    return [_SETTING] if bool((grouped["settings"] > 1).any()) else []
+
+
+def _finish(
+    slug: str, title: str, caption: str, columns: list[Column], lines: list[dict[str, Any]], within: Sequence[str]
+) -> Table:
+    """Number the footnotes, keep what the columns name, and mark where a block of comparable lines begins."""
+    numbers: dict[str, int] = {}
+    rows = []
+    for line in lines:
+        notes = [numbers.setdefault(text, len(numbers) + 1) for text in line["notes"]]
+        odd = any("suspicious: " in text for text in line["notes"])
+        flag = "hole" if not line["n"] else "suspicious" if odd else ""
+        rows.append({**{c.name: line.get(c.name) for c in columns}, "notes": notes, "flag": flag, "break": False})
+    for above, below in pairwise(rows):
+        below["break"] = any(above.get(c) != below.get(c) for c in within)
+    return Table(slug, title, caption, columns, rows, list(numbers))

@@ -299,11 +299,10 @@ class _Planner:
     def _make_student(self, cell: Cell, matches: tuple[int, ...]) -> tuple[Labels, StudentRecipe, RelabelRecipe | None]:
         rules, cls, d = [self.rules[i] for i in matches], get(cell.method), dataset(cell.dataset)
         method = self.method(cell, matches)[0]
+        labels = cls.label_policy(d.base, cell.protocol)
         if cell.protocol == "paper":
-            labels: Labels = cls.paper_labels.get(d.base, cls.labels)
             recipe = self.guard(lambda: method.recipe(d.base, d.classes, cell.ipc, cell.student), rules, "method")
         else:
-            labels = "hard" if cls.labels == "hard" else "online"
             recipe = matched_recipe(d.base)
         for rule in rules:
             labels = rule.labels or labels

@@ -51,7 +51,7 @@ _REFUSED = (
         "is a base-60 number in YAML 1.1",
         "quote it, or write 90m, 12h or 1-12:00:00",
     ),
-    (re.compile(r"[-+]?\.(?:inf|nan)", re.IGNORECASE), "is not a finite number", "numbers in a grid are finite"),
+    (re.compile(r"[-+]?\.(?:inf|nan)", re.IGNORECASE), "is not a finite number", "numbers here are finite"),
 )
 _BAD_CHARACTERS = {
     "\x00": ("a NUL character", "the file is damaged or not text"),
@@ -118,7 +118,13 @@ def parse_yaml(data: bytes, file: str) -> Document:
         UserError: With `file:line:col` of the first thing that is refused.
     """
     if len(data) > MAX_BYTES:
-        _refuse(file, 1, 1, f"the file is larger than {MAX_BYTES:,} bytes", "use products instead of explicit cells")
+        _refuse(
+            file,
+            1,
+            1,
+            f"the file is larger than {MAX_BYTES:,} bytes",
+            "make it smaller; in a grid, prefer products to explicit cells",
+        )
     text = _decode(data, file)
     try:
         return _Builder(file).build(yaml.parse(text, Loader=_LOADER))
@@ -158,7 +164,7 @@ def _check_regular(path: Path, info: os.stat_result) -> None:
         raise UserError(
             f"the file has {info.st_size:,} bytes, more than {MAX_BYTES:,}",
             where=f"{path}:1:1",
-            hint="use products instead of explicit cells",
+            hint="make it smaller; in a grid, prefer products to explicit cells",
         )
 
 
@@ -215,7 +221,7 @@ class _Builder:
             elif isinstance(event, yaml.CollectionEndEvent):
                 self.stack.pop()
         if not self.documents or (self.root is None and self.nodes == 1):
-            _refuse(self.file, 1, 1, "the file is empty", "a grid needs at least a name and a product")
+            _refuse(self.file, 1, 1, "the file is empty", "write at least one key with a value")
         return Document(self.file, self.root, self.values, self.keys)
 
     def refuse(self, event: Any, what: str, hint: str) -> NoReturn:
@@ -234,13 +240,17 @@ class _Builder:
         """Place one scalar, or open one collection."""
         self.nodes += 1
         if isinstance(event, yaml.AliasEvent):
-            self.refuse(event, f"an alias {_short(event.anchor)}", "write the value out; aliases are not allowed")
+            self.refuse(event, f"an alias {_short(str(event.anchor))}", "write the value out; aliases are not allowed")
         if event.anchor is not None:
             self.refuse(event, f"an anchor {_short(event.anchor)}", "write values out; anchors are not allowed")
         if event.tag is not None:
             self.refuse(event, f"a tag {_short(event.tag)}", "remove it; values have the type that they look like")
         if self.nodes > MAX_NODES:
-            self.refuse(event, f"more than {MAX_NODES:,} values", "use products instead of explicit cells")
+            self.refuse(
+                event,
+                f"more than {MAX_NODES:,} values",
+                "make it smaller; in a grid, prefer products to explicit cells",
+            )
         frame = self.stack[-1] if self.stack else None
         if frame is not None and isinstance(frame.value, dict) and frame.key is _NO_KEY:
             frame.key = self.key(event, frame)
@@ -251,7 +261,7 @@ class _Builder:
         self.values[location] = _at(event)
         if not scalar:
             if len(self.stack) >= MAX_DEPTH:
-                self.refuse(event, f"nested deeper than {MAX_DEPTH} levels", "a grid needs four or five")
+                self.refuse(event, f"nested deeper than {MAX_DEPTH} levels", "four or five are enough")
             self.stack.append(_Frame(value, location))
 
     def place(self, frame: _Frame | None, value: Any) -> Location:

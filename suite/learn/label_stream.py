@@ -33,6 +33,8 @@ from suite.spec.recipes import RelabelRecipe
 
 FORMAT = "label-stream-1"
 _CODES = {"F64": "<f8", "F16": "<f2", "I32": "<i4", "I16": "<i2", "U8": "u1"}
+#: Logits that are kept on the device before they are written, by number.
+_WAITING = 32 << 20
 Shapes = dict[str, tuple[str, tuple[int, ...]]]
 
 
@@ -150,22 +152,30 @@ def write_stream(
 def _write_epoch(
     writer: _Writer, epoch: int, views: DrawnViews, render: Renderer, teachers: Sequence[Teacher], precision: str
 ) -> None:
-    plans = [views.plan(epoch, batch) for batch in range(views.batches)]
-    # Logits stay on the device until the epoch is over, so that no batch waits for the copy of the one before.
-    logits = torch.cat([mean_logits(teachers, render(plan), precision).half() for plan in plans])
-    if not bool(logits.isfinite().all()):
-        raise NumericError(f"teacher logits of epoch {epoch} are not finite in fp16")
-    writer.append("logits", logits.cpu())
-    for plan in plans:
-        writer.append("index", plan.index)
-        if plan.boxes is not None:
-            writer.append("box", plan.boxes)
-        if plan.flips is not None:
-            writer.append("flip", plan.flips)
-        if plan.cutmix is not None:
-            writer.append("perm", plan.cutmix.perm)
-            writer.append("lam", torch.tensor([plan.cutmix.lam], dtype=torch.float64))
-            writer.append("cutmix", torch.tensor([plan.cutmix.box]))
+    waiting: list[torch.Tensor] = []
+    for batch in range(views.batches):
+        plan = views.plan(epoch, batch)
+        waiting.append(mean_logits(teachers, render(plan), precision).half())
+        _append_plan(writer, plan)
+        # Logits wait on the device for one another, so that the host does not wait for it at every batch.
+        if batch + 1 == views.batches or sum(t.numel() for t in waiting) >= _WAITING:
+            logits = torch.cat(waiting).cpu()
+            if not bool(logits.isfinite().all()):
+                raise NumericError(f"teacher logits of epoch {epoch} are not finite in fp16")
+            writer.append("logits", logits)
+            waiting.clear()
+
+
+def _append_plan(writer: _Writer, plan: ViewPlan) -> None:
+    writer.append("index", plan.index)
+    if plan.boxes is not None:
+        writer.append("box", plan.boxes)
+    if plan.flips is not None:
+        writer.append("flip", plan.flips)
+    if plan.cutmix is not None:
+        writer.append("perm", plan.cutmix.perm)
+        writer.append("lam", torch.tensor([plan.cutmix.lam], dtype=torch.float64))
+        writer.append("cutmix", torch.tensor([plan.cutmix.box]))
 
 
 class LabelStream:
@@ -180,6 +190,7 @@ class LabelStream:
         classes: Classes C.
         facts: Everything the file says about itself.
         bytes: Size of the file.
+        header_bytes: Bytes of the safetensors header in it.
         logit_bytes: Bytes of the logits in it.
 
     Args:
@@ -204,6 +215,8 @@ class LabelStream:
         self.classes = int(self.facts["classes"])
         self._slices = {name: self._file.get_slice(name) for name in self._file.keys()}  # noqa: SIM118 - not a dict
         self.bytes = path.stat().st_size
+        with path.open("rb") as file:
+            self.header_bytes = 8 + int.from_bytes(file.read(8), "little")
         self.logit_bytes = 2 * self.epochs * self.images * self.classes
 
     @property

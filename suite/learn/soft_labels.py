@@ -117,15 +117,26 @@ class StoredLabels:
         self.stream = stream
 
     def planner(self, drawn: DrawnViews) -> Planner:
-        """The stored views, if they belong to a training like this one.
+        """The stored views, if they are those of a training like this one.
 
         Raises:
-            DataError: If the stream was made for another number of images, their size or batch.
+            DataError: If the stream was made for another number of images, their size, batch or augmentation.
         """
-        stored = {"images": self.stream.images, "size": self.stream.size, "batch": self.stream.batch}
-        wanted = {"images": drawn.images, "size": drawn.size, "batch": drawn.batch}
-        if stored != wanted:
-            raise DataError(f"the label stream holds {stored}", where=str(self.stream.path), hint=f"needed: {wanted}")
+        recipe = self.stream.facts["recipe"]
+        stored = {
+            "images": self.stream.images,
+            "size": self.stream.size,
+            "batch": self.stream.batch,
+            "crop": tuple(recipe["crop"]),
+            "pad": 0,
+            "flip": recipe["flip"],
+            "cutmix": recipe["cutmix"],
+            "patch_shuffle": 1,
+        }
+        wanted = drawn.facts()
+        if differ := [name for name in stored if stored[name] != wanted[name]]:
+            texts = (f"{name} {stored[name]} where {wanted[name]} is needed" for name in differ)
+            raise DataError(f"the label stream has {', '.join(texts)}", where=str(self.stream.path))
         return self.stream
 
     def targets(self, plan: ViewPlan, views: torch.Tensor, hard: torch.Tensor) -> torch.Tensor:

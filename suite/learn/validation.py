@@ -98,7 +98,7 @@ class Validation:
         seen, right = 0, torch.zeros((), dtype=torch.int64, device=self.device)
         finite = torch.ones((), dtype=torch.bool, device=self.device)
         low, high = right + self.dataset.classes, right - 1
-        with torch.inference_mode(), autocast(precision, self.device):
+        with torch.no_grad(), autocast(precision, self.device):
             for images, labels in self.batches():
                 logits = model(normalise(images, self.dataset.mean, self.dataset.std))
                 predicted = logits.argmax(1)

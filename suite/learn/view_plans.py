@@ -7,7 +7,7 @@ That is why a student needs one loop for hard, online and stored labels, and why
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -101,6 +101,19 @@ class DrawnViews:
     def batches(self) -> int:
         """Batches an epoch; the last one may be smaller and is kept."""
         return -(-self.images // self.batch)
+
+    def facts(self) -> dict[str, Any]:
+        """What these views are drawn from, by the names of a recipe."""
+        return {
+            "images": self.images,
+            "size": self.size,
+            "batch": self.batch,
+            "crop": tuple(self.crop),
+            "pad": self.pad,
+            "flip": self.flip,
+            "cutmix": self.cutmix,
+            "patch_shuffle": self.factor,
+        }
 
     def order(self, epoch: int) -> torch.Tensor:
         """The order of the images in an epoch, int64 [N]."""

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from suite.data.distilled import DistilledSet
 from suite.errors import DataError, InfraError, NumericError
+from suite.grid.estimate import label_bytes
 from suite.learn.label_stream import LabelStream, payload_bytes, write_stream
 from suite.learn.soft_labels import StoredLabels
 from suite.learn.teachers import Teacher
@@ -112,13 +116,61 @@ def test_more_epochs_than_stored_start_over(tmp_path: Path) -> None:
     assert stream.plan(7, 2).position == stream.plan(1, 2).position
 
 
-def test_a_stream_of_another_training_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"batch": 20}, "batch 16 where 20 is needed"),
+        ({"crop": (0.5, 1.0)}, "crop"),
+        ({"flip": False}, "flip"),
+        ({"cutmix": False}, "cutmix"),
+        ({"pad": 2}, "pad"),
+        ({"patch_shuffle": 2}, "patch_shuffle"),
+    ],
+)
+def test_a_stream_of_another_training_is_refused(tmp_path: Path, change: dict[str, Any], named: str) -> None:
     _write(tmp_path / "labels")
-    labels = StoredLabels(LabelStream(tmp_path / "labels"))
-    with pytest.raises(DataError, match="'batch': 16"):
-        labels.planner(DrawnViews(StudentRecipe(batch=20), 40, 16, seed=0))
-    with pytest.raises(DataError, match="'images': 40"):
-        labels.planner(DrawnViews(StudentRecipe(batch=16), 50, 16, seed=0))
+    labels, recipe = StoredLabels(LabelStream(tmp_path / "labels")), StudentRecipe(batch=16, crop=(0.3, 1.0))
+    assert labels.planner(DrawnViews(recipe, 40, 16, seed=0)) is labels.stream
+    with pytest.raises(DataError, match=named):
+        labels.planner(DrawnViews(replace(recipe, **change), 40, 16, seed=0))
+    with pytest.raises(DataError, match="images 40 where 50"):
+        labels.planner(DrawnViews(recipe, 50, 16, seed=0))
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(1, 12), st.integers(1, 15), st.integers(1, 3), st.booleans(), st.booleans(), st.booleans())
+def test_every_shape_of_stream_reads_back_as_it_was_drawn(
+    tmp_path: Path, images: int, batch: int, epochs: int, cropped: bool, flipped: bool, mixed: bool
+) -> None:
+    recipe = RelabelRecipe(epochs, batch, (0.2, 1.0) if cropped else (1.0, 1.0), flipped, mixed)
+    pixels = torch.randint(0, 256, (images, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    teacher = linear_teacher()
+    write_stream(
+        tmp_path / "labels", DistilledSet(pixels, torch.zeros(images).long()), [teacher], recipe, 3, DIGITS, CPU
+    )
+    stream, drawn = LabelStream(tmp_path / "labels"), DrawnViews(recipe, images, 16, 3)
+    assert stream.batches == drawn.batches
+    assert stream.bytes == stream.header_bytes + payload_bytes(recipe, images, 10)
+    assert payload_bytes(recipe, images, 10) == label_bytes(recipe, images, 10), "the estimate says the same"
+    render = Renderer(pixels, DIGITS, CPU)
+    for epoch in range(epochs):
+        for b in range(drawn.batches):
+            ours, theirs = stream.plan(epoch, b), drawn.plan(epoch, b)
+            assert torch.equal(render(ours), render(theirs))
+            assert torch.equal(stream.logits(ours), teacher(render(theirs)).half())
+
+
+def test_logits_are_written_in_bounded_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _write(tmp_path / "whole")
+    monkeypatch.setattr("suite.learn.label_stream._WAITING", 100)
+    _write(tmp_path / "pieces")
+    assert (tmp_path / "whole").read_bytes() == (tmp_path / "pieces").read_bytes()
+
+
+def test_a_plan_that_was_drawn_has_no_stored_logits(tmp_path: Path) -> None:
+    _write(tmp_path / "labels")
+    with pytest.raises(ValueError, match="drawn"):
+        LabelStream(tmp_path / "labels").logits(DrawnViews(RECIPE, 40, 16, seed=5).plan(0, 0))
 
 
 def test_a_damaged_or_foreign_file_is_refused(tmp_path: Path) -> None:

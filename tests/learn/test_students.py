@@ -294,3 +294,22 @@ def test_the_contract_of_distilled_sets_is_enough() -> None:
     one = some_digits(1)
     numbers = train(distilled=DistilledSet(one.images, one.labels).check(10, 1, 16), labels=HardLabels(10, 10))
     assert numbers["steps"] == 3, "the batch is capped at ten images"
+
+
+def test_the_real_loader_feeds_a_teacher_and_a_student(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from suite.data.loader import RealImages
+    from suite.data.prepare import prepare_spec, write_dataset
+    from suite.learn.teachers import train_teacher
+    from suite.spec.recipes import TeacherRecipe
+    from suite.spec.stages import TeacherSpec
+
+    write_dataset(prepare_spec("digits", "folder"), None, tmp_path, 1, lambda done, total: None)
+    real, val = (RealImages(tmp_path, split, "torchvision", workers=0) for split in ("train", "val"))
+    spec = TeacherSpec("digits", "convnet1_w4", "scratch", TeacherRecipe(1, 64, pad=1), 0, "torchvision", "fp32")
+    _, numbers = train_teacher(spec, DIGITS, real, val, CPU)
+    assert numbers["val_images"] == len(val) == DIGITS.val
+    chosen = torch.cat([(real.labels == c).nonzero()[:4, 0] for c in range(10)])
+    distilled = DistilledSet(real.take(chosen), real.labels[chosen])
+    resident = train(distilled=distilled, val=val)
+    monkeypatch.setattr("suite.learn.validation.RESIDENT_BYTES", 0)
+    assert train(distilled=distilled, val=val) == resident

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -13,15 +12,14 @@ from suite.grid.expand import MAX_CELLS, Cell, Matcher, Selection, expand, selec
 from suite.grid.names import check_names
 from suite.grid.overrides import Rule, method_values, parse_rules, student_values
 from suite.grid.schema import load_grid
+from suite.grid.stage_maker import StageMaker
 from suite.grid.yaml_strict import Document
 from suite.methods import Method, get
 from suite.spec.archs import TORCHVISION_GMACS
 from suite.spec.datasets import REGISTRY, Dataset, dataset
-from suite.spec.keys import canonical, digest
 from suite.spec.recipes import Labels, RelabelRecipe, StudentRecipe, matched_recipe, teacher_recipe
 from suite.spec.stages import (
     KINDS,
-    VERSIONS,
     EvaluationSpec,
     PrepareSpec,
     RelabelSpec,
@@ -75,40 +73,6 @@ def is_hub(arch: str) -> bool:
     return arch in TORCHVISION_GMACS or arch.startswith("timm.")
 
 
-class StageMaker:
-    """Makes stages like `Stage.make`, with the canonical JSON of shared parts (recipes, parameters) written once."""
-
-    def __init__(self) -> None:
-        self._scalars: dict[tuple[type, Any], str] = {}
-        self._shared: dict[int, tuple[Any, str]] = {}
-        self._fields: dict[type, list[tuple[str, str]]] = {}
-
-    def make(self, kind: str, spec: Any, inputs: dict[str, str]) -> Stage:
-        """The same as `Stage.make(kind, spec, inputs)`."""
-        names = self._fields.get(type(spec))
-        if names is None:
-            names = [(f"{json.dumps(n)}:", n) for n in sorted(f.name for f in fields(spec))]
-            self._fields[type(spec)] = names
-        text = self._text
-        body = ",".join([head + text(getattr(spec, name)) for head, name in names])
-        roles = ",".join([f"{text(role)}:{text(key)}" for role, key in sorted(inputs.items())])
-        whole = f'{{"inputs":{{{roles}}},"kind":"{kind}","spec":{{{body}}},"version":{VERSIONS[kind]}}}'
-        return Stage(kind, spec, inputs, digest(whole)[:16])
-
-    def _text(self, value: Any) -> str:
-        if value is None or isinstance(value, str | int):
-            entry = (type(value), value)
-            found = self._scalars.get(entry)
-            if found is None:
-                found = self._scalars[entry] = canonical(value)
-            return found
-        shared = self._shared.get(id(value))
-        if shared is None:
-            # The value is kept beside its text, so that its id stays its own.
-            shared = self._shared[id(value)] = (value, canonical(value))
-        return shared[1]
-
-
 T = TypeVar("T")
 
 
@@ -123,7 +87,10 @@ class _Planner:
         self.maker = StageMaker()
         self.stages: dict[str, dict[str, Stage]] = {kind: {} for kind in KINDS}
         self.memo: dict[tuple[Any, ...], Any] = {}
+        #: Indices of overrides that shared stages took values from; that teachers were trained, or loaded, under.
         self.effective: set[int] = set()
+        self.trained: set[int] = set()
+        self.loaded: set[int] = set()
 
     def plan(self, cells: list[Cell], excluded: list[tuple[Cell, str]]) -> Plan:
         """Plan all cells, then check that every override had an effect."""
@@ -169,7 +136,8 @@ class _Planner:
         return self.once(("teacher", name, arch), lambda: self._make_teacher(dataset(name), arch))
 
     def _make_teacher(self, d: Dataset, arch: str) -> Stage:
-        rules = [r for r in self.rules if r.teacher and r.meets_shared(d.name, arch)]
+        used = [i for i, r in enumerate(self.rules) if r.teacher and r.meets_shared(d.name, arch)]
+        rules = [self.rules[i] for i in used]
         values: dict[str, Any] = {}
         for rule in rules:
             values |= rule.teacher
@@ -182,16 +150,11 @@ class _Planner:
                 hint="teacher.weights: scratch or file; pretrained is for imagenet1k and torchvision or timm networks",
             )
         scratch = weights == "scratch"
-        seed = values.pop("seed", 0)
-        if values and not scratch and all(set(r.teacher) - {"weights", "seed"} for r in rules):
-            raise UserError(
-                f"teacher.{next(iter(values))} has no effect: the weights of {arch} are {weights}",
-                where=self.where(rules, "teacher"),
-                hint="remove it, or set teacher.weights: scratch",
-            )
+        seed = values.pop("seed", 0) if scratch else 0
+        (self.trained if scratch else self.loaded).update(i for i in used if set(self.rules[i].teacher) - {"weights"})
+        self.effective.update(used)
         recipe = replace(teacher_recipe(d.base), **values) if scratch else None
         spec = TeacherSpec(d.name, arch, weights, recipe, seed, self.selection.loader, self.selection.precision)
-        self.effective.update(i for i, rule in enumerate(self.rules) if rule in rules)
         return self.add("teacher", spec, {"prepare": self.prepare(d.name).key} if scratch else {})
 
     def statistics(self, name: str, arch: str) -> Stage:
@@ -385,14 +348,20 @@ class _Planner:
     def check_effects(self, cells: list[Cell]) -> None:
         """Refuse an override that no cell, and no teacher of theirs, takes values from."""
         met = set().union(*set(map(self.matcher, cells)))
+        named = {
+            (c.dataset, arch)
+            for c in {(c.dataset, c.teacher): c for c in cells}.values()
+            for arch in c.teacher.split("+")
+        }
         for i, rule in enumerate(self.rules):
-            if not rule.required or i in met or i in self.effective:
-                continue
-            if rule.shared and any(
-                rule.meets_shared(name, arch)
-                for name, teacher in {(c.dataset, c.teacher) for c in cells}
-                for arch in teacher.split("+")
-            ):
-                continue
             where = self.document.where(rule.location)
-            raise UserError("override matches no cell", where=where, hint="remove it, or correct its conditions")
+            shared = i in self.effective or (rule.shared and any(rule.meets_shared(*pair) for pair in named))
+            if rule.required and i not in met and not shared:
+                raise UserError("override matches no cell", where=where, hint="remove it, or correct its conditions")
+            if rule.required and i in self.loaded - self.trained:
+                name = next(name for name in rule.teacher if name != "weights")
+                raise UserError(
+                    f"teacher.{name} has no effect: the weights of these teachers exist already",
+                    where=where,
+                    hint="remove it, or set teacher.weights: scratch",
+                )

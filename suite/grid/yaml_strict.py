@@ -23,6 +23,7 @@ from suite.errors import UserError, did_you_mean
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 20
 MAX_NODES = 50_000
+_SMALLER = "make it smaller; in a grid, prefer products to explicit cells"
 
 #: Keys and indices from the root to a value.
 Location = tuple[str | int, ...]
@@ -123,7 +124,7 @@ def parse_yaml(data: bytes, file: str) -> Document:
             1,
             1,
             f"the file is larger than {MAX_BYTES:,} bytes",
-            "make it smaller; in a grid, prefer products to explicit cells",
+            _SMALLER,
         )
     text = _decode(data, file)
     try:
@@ -164,7 +165,7 @@ def _check_regular(path: Path, info: os.stat_result) -> None:
         raise UserError(
             f"the file has {info.st_size:,} bytes, more than {MAX_BYTES:,}",
             where=f"{path}:1:1",
-            hint="make it smaller; in a grid, prefer products to explicit cells",
+            hint=_SMALLER,
         )
 
 
@@ -249,7 +250,7 @@ class _Builder:
             self.refuse(
                 event,
                 f"more than {MAX_NODES:,} values",
-                "make it smaller; in a grid, prefer products to explicit cells",
+                _SMALLER,
             )
         frame = self.stack[-1] if self.stack else None
         if frame is not None and isinstance(frame.value, dict) and frame.key is _NO_KEY:

@@ -1,0 +1,79 @@
+"""Following a run until its stages are published, or nothing will publish them any more."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Protocol
+
+from suite.cluster.query import QueryFailed
+from suite.cluster.runs import Run
+from suite.cluster.show import say
+from suite.cluster.slurm import still_in_queue
+from suite.errors import InfraError
+from suite.spec.stages import Stage
+from suite.store import Store
+
+_POLL, _MAX_POLL = 2.0, 30.0
+#: How long Slurm may be silent before following gives up (jobs go on).
+_SILENCE = 1800.0
+_LINE_SECONDS = 30.0
+
+
+class Progress(Protocol):
+    """Takes the number of newly published stages."""
+
+    def __call__(self, fresh: int) -> None:
+        """Advance."""
+
+
+@contextmanager
+def progress_bar(total: int, what: str) -> Iterator[Progress]:
+    """A bar on a terminal; elsewhere a line now and then."""
+    if sys.stdout.isatty():
+        from rich import progress as rich
+
+        columns = (rich.TextColumn("{task.description}"), rich.BarColumn(), rich.MofNCompleteColumn())
+        with rich.Progress(*columns, rich.TimeElapsedColumn()) as bar:
+            task = bar.add_task(what, total=total)
+            yield lambda fresh: bar.advance(task, fresh)
+        return
+    begin = last = time.monotonic()
+    done = 0
+
+    def line(fresh: int) -> None:
+        nonlocal last, done
+        done += fresh
+        if done == total or time.monotonic() - last >= _LINE_SECONDS:
+            last = time.monotonic()
+            say(f"{what}: {done}/{total} stages after {last - begin:.0f} s")
+
+    yield line
+
+
+def follow_slurm(run: Run, stages: Sequence[Stage], store: Store, advance: Progress) -> None:
+    """Come back when every stage is published, or when Slurm has no job of this run any more.
+
+    Raises:
+        InfraError: If Slurm does not answer for half an hour. The jobs go on.
+    """
+    waiting = {(s.kind, s.key) for s in stages}
+    pause, heard, empty = _POLL, time.monotonic(), 0
+    while True:
+        published = {kind: store.published(kind) for kind in {kind for kind, _ in waiting}}
+        fresh = {node for node in waiting if node[1] in published[node[0]]}
+        waiting -= fresh
+        advance(len(fresh))
+        if not waiting or empty >= 2:
+            return
+        try:
+            # Twice: the last artifact may be published, or a task requeued, between the two questions.
+            empty = 0 if still_in_queue(run) else empty + 1
+            heard = time.monotonic()
+        except QueryFailed as error:
+            if time.monotonic() - heard > _SILENCE:
+                raise InfraError(f"Slurm is silent: {error.what}", hint="jobs go on; see suite.status") from error
+        pause = _POLL if fresh or empty else min(pause * 1.5, _MAX_POLL)
+        time.sleep(pause)

@@ -1,0 +1,232 @@
+"""Site profiles: one YAML file says how one place runs stages. Nothing in it changes a number or a key.
+
+A profile is strict: unknown and duplicate fields, wrong types and YAML's surprises (`time: 10:30` is the integer 630)
+are refused with the file, the line and the field.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from suite.errors import UserError, did_you_mean
+from suite.grid.yaml_strict import Document, load_yaml
+from suite.spec.datasets import REGISTRY, dataset
+from suite.spec.stages import KINDS, Stage
+
+#: submitit counts every job with a limit of ten minutes or less as timed out from its first second.
+MIN_MINUTES = 15
+_CLOCK = re.compile(r"(?:(\d{1,3})-)?(\d{1,3}):(\d{2}):(\d{2})")
+_AMOUNT = re.compile(r"(\d{1,5})\s*(m|min|h|d)")
+_UNIT = {"m": 1, "min": 1, "h": 60, "d": 1440}
+
+
+def minutes(value: object) -> int:
+    """Minutes of a time limit: `90m`, `4h`, `2d`, `"12:00:00"` or `"1-12:00:00"`.
+
+    Raises:
+        ValueError: If it is anything else, or less than `MIN_MINUTES`.
+    """
+    if not isinstance(value, str):
+        raise ValueError('write a time limit as 90m, 4h, 2d or, in quotes, "12:00:00"')
+    if m := _AMOUNT.fullmatch(value.strip()):
+        total = int(m[1]) * _UNIT[m[2]]
+    elif m := _CLOCK.fullmatch(value.strip()):
+        total = int(m[1] or 0) * 1440 + int(m[2]) * 60 + int(m[3]) + (int(m[4]) > 0)
+    else:
+        raise ValueError(f'{value!r} is not a time limit; write 90m, 4h, 2d or "12:00:00"')
+    if not MIN_MINUTES <= total <= 60 * 24 * 60:
+        raise ValueError(f"a time limit lies between {MIN_MINUTES} minutes and 60 days")
+    return total
+
+
+def _expand(value: object) -> object:
+    """Replace `~` and `$NAME` in a path."""
+    if not isinstance(value, str):
+        return value
+    text = os.path.expandvars(os.path.expanduser(value))  # noqa: PTH111 - Path.expanduser does not take $NAME
+    if "$" in text:
+        raise ValueError(f"{value!r} names an environment variable that is not set")
+    return text
+
+
+Minutes = Annotated[int, BeforeValidator(minutes)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.,:@+-]{1,128}$")]
+Memory = Annotated[str, Field(pattern=r"^[1-9]\d{0,6}[KMGT]$")]
+Location = Annotated[str, BeforeValidator(_expand), Field(min_length=1, max_length=4096, pattern=r"^[^\n\r\x00]+$")]
+Line = Annotated[str, Field(min_length=1, max_length=4096, pattern=r"^[^\n\r\x00]+$")]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Resources(_Strict):
+    """What one task asks Slurm for. Absent fields are inherited from the profile.
+
+    Attributes:
+        partition: Slurm partition.
+        account: Slurm account.
+        qos: Slurm quality of service.
+        gpus: GPUs a task; 0 for none.
+        gpu_type: Type of the GPU as Slurm's `gres` names it, e.g. `h200`.
+        cpus_per_task: CPU cores a task.
+        mem: Memory a task, e.g. `64G`.
+        time: Time limit; minutes once read.
+        sbatch: Further sbatch options by their long names, e.g. `{constraint: nvlink}`.
+    """
+
+    partition: Name | None = None
+    account: Name | None = None
+    qos: Name | None = None
+    gpus: Annotated[int, Field(ge=0, le=64)] | None = None
+    gpu_type: Name | None = None
+    cpus_per_task: Annotated[int, Field(ge=1, le=1024)] | None = None
+    mem: Memory | None = None
+    time: Minutes | None = None
+    sbatch: dict[Name, Line] | None = None
+
+
+class Profile(Resources):
+    """One place where stages run.
+
+    Attributes:
+        cluster: `local` (this machine, bounded slots) or `slurm`.
+        stages: Overrides by stage kind (`teacher`) or kind and dataset base (`evaluation:imagenet1k`).
+        max_array: Largest array to submit; the site's own MaxArraySize counts too.
+        max_in_flight: Tasks of one array that run at once.
+        setup: Shell lines before the worker starts (modules, environments); Slurm only.
+        store: Root of the store.
+        sources: Where raw datasets lie, by dataset base.
+        weights: Root of teacher weights for `teacher.weights: file`.
+        threads: CPU threads a process; the same value everywhere gives bit-identical results.
+        device: `auto`, `cpu` or `cuda`.
+        python: Interpreter on the nodes; by default the one that launches.
+        slots: Processes at once, local only; by default the smaller of 2 and the number of cores.
+        visible_gpus: GPUs that local slots use in turn; by default those that the launching shell sees.
+        pack_minutes: Stages are packed into Slurm tasks of about this many estimated minutes.
+        loader_timeout: Seconds without a batch after which a loader counts as stalled.
+    """
+
+    cluster: Literal["local", "slurm"] = "local"
+    stages: dict[str, Resources] = Field(default_factory=dict)
+    max_array: Annotated[int, Field(ge=1, le=1_000_000)] = 1000
+    max_in_flight: Annotated[int, Field(ge=1, le=100_000)] = 64
+    setup: tuple[Line, ...] = Field(default=(), strict=False)
+    store: Location = "results/store"
+    sources: dict[str, Location] = Field(default_factory=dict)
+    weights: Location | None = None
+    threads: Annotated[int, Field(ge=1, le=256)] = 1
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    python: Location = sys.executable
+    slots: Annotated[int, Field(ge=1, le=256)] = min(2, os.cpu_count() or 1)
+    visible_gpus: tuple[int, ...] | None = Field(default=None, strict=False)
+    pack_minutes: Annotated[int, Field(ge=1, le=1440)] = 30
+    loader_timeout: Annotated[float, Field(gt=0, le=86_400, strict=False)] = 300.0
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Profile:
+        for name in self.stages:
+            kind, _, base = name.partition(":")
+            if kind not in KINDS:
+                raise ValueError(f"stages.{name}: no stage kind {kind!r} - {did_you_mean(kind, KINDS)}")
+            if base and base not in REGISTRY:
+                raise ValueError(f"stages.{name}: no dataset {base!r} - {did_you_mean(base, REGISTRY)}")
+        for base in self.sources:
+            if base not in REGISTRY:
+                raise ValueError(f"sources.{base}: no dataset {base!r} - {did_you_mean(base, REGISTRY)}")
+        if self.cluster == "local" and self.setup:
+            raise ValueError("setup: lines are for Slurm - activate the environment before launching locally")
+        return self
+
+    def resources(self, stage: Stage) -> Resources:
+        """What a task with this stage asks for: the profile, then its kind, then its kind and dataset base."""
+        base = dataset(stage.spec.dataset).base
+        merged = {n: getattr(self, n) for n in Resources.model_fields}
+        for name in (stage.kind, f"{stage.kind}:{base}"):
+            if name in self.stages:
+                merged |= {n: v for n, v in self.stages[name] if v is not None}
+        return Resources.model_construct(**merged)
+
+    def settings(self, store: Path) -> dict[str, Any]:
+        """What a run's `settings.json` says: the part of the profile that workers need."""
+        return {
+            "store": str(store),
+            "sources": {base: str(Path(p).absolute()) for base, p in self.sources.items()},
+            "weights": str(Path(self.weights).absolute()) if self.weights else None,
+            "threads": self.threads,
+            "device": self.device,
+            "loader_timeout": self.loader_timeout,
+        }
+
+
+def find_profile(name: str) -> Path:
+    """The file of a profile: a path, or the name of a file in `slurm/` here or beside the package.
+
+    Raises:
+        UserError: If there is none.
+    """
+    if name.endswith((".yaml", ".yml")) or "/" in name:
+        path = Path(name)
+        if not path.is_file():
+            raise UserError("no such profile", where=name)
+        return path
+    folders = [Path("slurm"), Path(__file__).resolve().parents[2] / "slurm"]
+    for folder in folders:
+        if (folder / f"{name}.yaml").is_file():
+            return folder / f"{name}.yaml"
+    known = {p.stem for folder in folders for p in folder.glob("*.yaml")}
+    raise UserError(f"no profile {name!r} in slurm/", hint=did_you_mean(name, known))
+
+
+def load_profile(path: Path, **overrides: object) -> Profile:
+    """Read and check a profile.
+
+    Args:
+        path: The YAML file.
+        overrides: Fields that the command line sets; None leaves the file's value.
+
+    Raises:
+        UserError: `file:line:column: field: what - hint`.
+    """
+    document = load_yaml(path)
+    data = document.value
+    if not isinstance(data, dict):
+        raise UserError("a profile is a mapping of fields", where=f"{path}:1:1")
+    try:
+        Profile.model_validate(data)
+        given = {k: v for k, v in overrides.items() if v is not None}
+    except ValidationError as error:
+        raise _as_user_error(document, error) from error
+    try:
+        return Profile.model_validate({**data, **given})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(_message(first), where=f"--{'.'.join(map(str, first['loc']))}") from error
+
+
+def _as_user_error(document: Document, error: ValidationError) -> UserError:
+    first = error.errors()[0]
+    unknown = first["type"] == "extra_forbidden"
+    place = document.resolve(first["loc"])
+    field = ".".join(str(p) for p in place)
+    known = Profile.model_fields if len(place) == 1 else Resources.model_fields
+    return UserError(
+        f"{field}: {_message(first)}" if field else _message(first),
+        where=document.where(place, key=unknown),
+        hint=did_you_mean(str(place[-1]), known) if unknown and place else "",
+    )
+
+
+def _message(error: Any) -> str:
+    if error["type"] == "extra_forbidden":
+        return "unknown field"
+    text = str(error["msg"]).removeprefix("Value error, ")
+    value = error["input"]
+    found = f" (found {value!r})" if isinstance(value, str | int | float | None) and repr(value) not in text else ""
+    return text[:1].lower() + text[1:] + found

@@ -1,0 +1,117 @@
+"""Asking Slurm: what is in flight, and how large an array may be. Every call is bounded in time."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from suite.cluster.runs import Run
+from suite.errors import InfraError
+
+TIMEOUT = 30.0
+#: Slurm's own default, assumed where `scontrol` does not say.
+DEFAULT_MAX_ARRAY = 1001
+_FORMAT = "%F|%K|%T|%r|%j"
+#: Listed by squeue for a while although nothing of them will run any more.
+_OVER = frozenset({
+    "COMPLETED", "COMPLETING", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE",
+    "REVOKED",
+})  # fmt: skip
+
+
+class QueryFailed(InfraError):
+    """Slurm is absent or does not answer."""
+
+    exit_code = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One task that Slurm knows.
+
+    Attributes:
+        job: Job id (of the array, for array tasks).
+        index: Index in its array; 0 for a single job.
+        state: Slurm's word, e.g. `PENDING`.
+        reason: Why it waits.
+        name: Job name.
+    """
+
+    job: str
+    index: int
+    state: str
+    reason: str
+    name: str
+
+    @property
+    def waiting(self) -> bool:
+        """Whether it has not started yet, or waits to start again."""
+        return self.state in ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "CONFIGURING")
+
+
+def call(command: Sequence[str], timeout: float = TIMEOUT) -> str:
+    """Run a Slurm command and return what it prints.
+
+    Raises:
+        QueryFailed: If it is missing, fails, or does not come back in time.
+    """
+    if shutil.which(command[0]) is None:
+        raise QueryFailed(f"no {command[0]} on this machine", hint="run on a login node, or use `--profile local`")
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=timeout, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise QueryFailed(f"{command[0]} did not answer within {timeout:g} s") from error
+    if done.returncode:
+        text = done.stderr.strip() or f"exit status {done.returncode}"
+        raise QueryFailed(f"{command[0]}: {text.splitlines()[0]}")
+    return done.stdout
+
+
+def parse_squeue(text: str) -> list[Task]:
+    """Tasks from the lines of squeue; lines of another shape (banners, truncated answers) are left out."""
+    tasks = []
+    for line in text.splitlines():
+        parts = line.strip().split("|", 4)
+        if len(parts) == 5 and parts[0].isdigit() and parts[2]:
+            index = int(parts[1]) if parts[1].isdigit() else 0
+            tasks.append(Task(parts[0], index, parts[2].split()[0].upper(), parts[3], parts[4]))
+    return tasks
+
+
+def live_tasks() -> list[Task]:
+    """This user's tasks that wait or run, in one query.
+
+    Raises:
+        QueryFailed: If Slurm does not answer.
+    """
+    text = call(["squeue", "--noheader", "--array", f"--user={os.getuid()}", f"--format={_FORMAT}"])
+    return [t for t in parse_squeue(text) if t.state not in _OVER]
+
+
+def in_flight(runs: Iterable[Run], tasks: Sequence[Task]) -> dict[tuple[str, str], Task]:
+    """Stages that tasks of these runs will bring about, by (kind, key).
+
+    Jobs are recognised by their names, which a launch writes down before it submits: a launcher that was killed
+    before it learnt the job id is found again.
+    """
+    by_name: dict[str, list[Task]] = {}
+    for task in tasks:
+        by_name.setdefault(task.name, []).append(task)
+    found: dict[tuple[str, str], Task] = {}
+    for run in runs:
+        for array in run.arrays:
+            for task in by_name.get(array.name, ()):
+                if task.index < len(array.packs):
+                    for i in array.packs[task.index]:
+                        found.setdefault(run.keys[i], task)
+    return found
+
+
+def max_array_size() -> int:
+    """How many tasks an array may have on this site: Slurm's MaxArraySize bounds the index."""
+    match = re.search(r"^MaxArraySize\s*=\s*(\d+)", call(["scontrol", "show", "config"]), re.MULTILINE)
+    return max(1, int(match[1]) if match else DEFAULT_MAX_ARRAY)

@@ -1,0 +1,157 @@
+"""What is done and what has to run: a plan compared with the store, verified byte by byte.
+
+The artifact decides. A stage is done if its artifact verifies, was made from exactly the present artifacts of its
+inputs, and all its inputs are done. Everything else runs again, for a reason that is printed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from suite.spec.stages import Stage, input_kind
+from suite.store import Record, Store
+from suite.store.artifacts import Corrupt
+
+if TYPE_CHECKING:
+    from suite.grid import Plan
+
+Why = Literal["new", "failed", "corrupt", "stale", "diverged", "blocked"]
+Node = tuple[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Todo:
+    """A stage that is not done.
+
+    Attributes:
+        index: Position in the plan's stages.
+        why: `new`, `failed`, `corrupt` or `stale` for stages that run; `diverged` or `blocked` for those held back.
+        detail: The failure, the damage, or the input that changed.
+        published: Whether an artifact stands in its place and has to be moved away first.
+    """
+
+    index: int
+    why: Why
+    detail: str = ""
+    published: bool = False
+
+    @property
+    def reason(self) -> str:
+        """The reason as it is printed."""
+        return f"{self.why} ({self.detail})" if self.detail else self.why
+
+
+@dataclass(slots=True)
+class Reconciled:
+    """A plan compared with a store.
+
+    Attributes:
+        todo: Stages to run, in the plan's order.
+        done: Positions of stages that are done.
+        held: Stages that are neither: diverged ones, and those that need them.
+    """
+
+    todo: list[Todo] = field(default_factory=list)
+    done: set[int] = field(default_factory=set)
+    held: list[Todo] = field(default_factory=list)
+
+
+def reconcile(plan: Plan, store: Store, retry: Collection[str] = ()) -> Reconciled:
+    """Compare a plan with the store.
+
+    Failed stages run again, except those that diverged: the same numbers would diverge again, and the hole in the
+    leaderboard is their result.
+
+    Args:
+        plan: Stages in `KINDS` order, so that inputs come before what needs them.
+        store: The store.
+        retry: `numeric` makes diverged stages run again.
+
+    Returns:
+        What to run, what is done, what is held back.
+    """
+    result = Reconciled()
+    published = {kind: store.published(kind) for kind in {s.kind for s in plan.stages}}
+    attempted = {kind: _homes(store, kind) for kind in published}
+    digests: dict[Node, str] = {}
+    waiting: dict[Node, Todo] = {}
+    for index, stage in enumerate(plan.stages):
+        here = stage.key in published[stage.kind]
+        todo: Todo | None
+        if here:
+            todo = _check(index, stage, store, digests, waiting)
+        else:
+            failures = store.failures(stage.kind, stage.key) if stage.key in attempted[stage.kind] else []
+            todo = _unpublished(index, failures, retry)
+        if todo is None:
+            result.done.add(index)
+            continue
+        if blocker := next((w for w in _inputs_among(stage, waiting) if w.why in ("diverged", "blocked")), None):
+            head = plan.stages[blocker.index]
+            todo = Todo(index, "blocked", f"{head.kind} {head.key} {blocker.why}", here)
+        waiting[stage.kind, stage.key] = todo
+        (result.held if todo.why in ("diverged", "blocked") else result.todo).append(todo)
+    return result
+
+
+def _inputs_among(stage: Stage, waiting: dict[Node, Todo]) -> list[Todo]:
+    nodes = ((input_kind(role), key) for role, key in stage.inputs.items())
+    return [waiting[n] for n in nodes if n in waiting]
+
+
+def _homes(store: Store, kind: str) -> set[str]:
+    """Keys of a kind that were ever attempted: one scan of each fan-out directory."""
+    keys: set[str] = set()
+    with suppress(FileNotFoundError), os.scandir(store.root / kind) as fans:
+        for fan in fans:
+            with suppress(NotADirectoryError), os.scandir(fan.path) as homes:
+                keys.update(h.name for h in homes)
+    return keys
+
+
+def _check(index: int, stage: Stage, store: Store, digests: dict[Node, str], waiting: dict[Node, Todo]) -> Todo | None:
+    """Why a published stage has to run again; None if it is done."""
+    try:
+        artifact = store.open(stage.kind, stage.key)
+    except FileNotFoundError:  # another launch moved it away after the scan
+        return Todo(index, "new")
+    except Corrupt as error:
+        return Todo(index, "corrupt", error.what, published=True)
+    found = artifact.manifest["input_digests"]
+    for role, key in stage.inputs.items():
+        node = (input_kind(role), key)
+        if node in waiting:
+            return Todo(index, "stale", f"input {role} {key} runs again", published=True)
+        if node not in digests:
+            digests[node] = store.open(*node).digest  # an input that the plan does not list
+        if found.get(role) != digests[node]:
+            return Todo(index, "stale", f"input {role} {key} changed", published=True)
+    if set(found) != set(stage.inputs):
+        return Todo(index, "stale", "made from other inputs", published=True)
+    digests[stage.kind, stage.key] = artifact.digest
+    return None
+
+
+def _unpublished(index: int, failures: Sequence[Record], retry: Collection[str]) -> Todo:
+    last = failures[-1].failure if failures else None
+    if last is None:
+        return Todo(index, "new")
+    detail = f"{last['kind']}: {last['message']}"
+    if last["kind"] == "numeric" and "numeric" not in retry:
+        return Todo(index, "diverged", last["message"])
+    return Todo(index, "failed", detail)
+
+
+def clear_published(plan: Plan, store: Store, todo: Sequence[Todo]) -> int:
+    """Move the corrupt and superseded artifacts of stages that will run out of their places. Returns how many."""
+    moved = 0
+    for item in todo:
+        if item.published:
+            stage = plan.stages[item.index]
+            why = item.why if item.why in ("corrupt", "stale") else "superseded"
+            moved += store.quarantine(stage.kind, stage.key, why) is not None
+    return moved

@@ -1,0 +1,118 @@
+"""Run directories: what a launch wrote down about the stages that it started.
+
+<store>/runs/<grid>/<run id>/
+    settings.json   what workers need to know about the place
+    stages.jsonl    line i is stage i of this run
+    jobs.json       the arrays: names, packs, and job ids once Slurm has given them
+    logs/           what workers printed, and submitit's own files
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from suite.cluster.profile import Profile
+from suite.spec.stages import Stage
+from suite.store import Store
+from suite.store.files import read_json, write_bytes, write_json
+
+#: Older runs are not looked at when asking Slurm what is still in flight.
+RECENT = 50
+
+
+@dataclass
+class Array:
+    """One submission: an array, or a single job if it has one pack.
+
+    Attributes:
+        name: Name of the job in Slurm; unique, and written down before submission, so that it is found again even if
+            the launcher dies between the submission and the answer.
+        kind: Kind of its stages.
+        packs: Stages of each task, as positions in the run.
+        job: Job id; None until Slurm has answered.
+    """
+
+    name: str
+    kind: str
+    packs: list[list[int]]
+    job: str | None = None
+
+
+@dataclass
+class Run:
+    """One launch.
+
+    Attributes:
+        path: Its directory.
+        cluster: `local` or `slurm`.
+        arrays: What was submitted, in order.
+        keys: (kind, key) of its stages, by position.
+    """
+
+    path: Path
+    cluster: str
+    arrays: list[Array] = field(default_factory=list)
+    keys: list[tuple[str, str]] = field(default_factory=list)
+
+    @property
+    def id(self) -> str:
+        """The run id: UTC time and random hex."""
+        return self.path.name
+
+    @property
+    def logs(self) -> Path:
+        """Where workers' output goes."""
+        return self.path / "logs"
+
+    def save(self) -> None:
+        """Write `jobs.json`."""
+        body = {"schema": 1, "run": self.id, "cluster": self.cluster, "arrays": [asdict(a) for a in self.arrays]}
+        write_json(self.path / "jobs.json", body)
+
+
+def create_run(store: Store, name: str, stages: list[Stage], profile: Profile) -> Run:
+    """Make the directory of a new run.
+
+    Args:
+        store: The store.
+        name: The plan's name.
+        stages: What this run is to bring to its published state.
+        profile: The place.
+    """
+    run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
+    run = Run((store.root / "runs" / name / run_id).absolute(), profile.cluster)
+    run.keys = [(s.kind, s.key) for s in stages]
+    run.logs.mkdir(parents=True)
+    write_json(run.path / "settings.json", profile.settings(store.root.absolute()))
+    lines = "".join(json.dumps(s.to_json(), sort_keys=True, allow_nan=False) + "\n" for s in stages)
+    write_bytes(run.path / "stages.jsonl", lines.encode())
+    return run
+
+
+def load_run(path: Path) -> Run | None:
+    """Read a run's directory; None if its launch did not get as far as naming its jobs."""
+    try:
+        body: Any = read_json(path / "jobs.json")
+        run = Run(path, body["cluster"], [Array(**a) for a in body["arrays"]])
+        with (path / "stages.jsonl").open() as lines:
+            run.keys = [(s["kind"], s["key"]) for s in map(json.loads, lines)]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return run
+
+
+def recent_runs(store: Store, name: str | None = None) -> list[Run]:
+    """The newest runs, newest first.
+
+    Args:
+        store: The store.
+        name: Of one plan only; all plans by default, since they share stages.
+    """
+    folders = (store.root / "runs").glob(f"{name}/*" if name else "*/*")
+    newest = sorted((p for p in folders if p.is_dir()), key=lambda p: p.name, reverse=True)[:RECENT]
+    return [run for p in newest if (run := load_run(p)) is not None]

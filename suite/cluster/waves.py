@@ -1,0 +1,158 @@
+"""Waves: what runs together. A wave holds the stages of one kind and resource class, cut into packs.
+
+A pack is a list of stages that one process runs one after another, because a fresh process costs seconds of imports and
+of loader compilation. Neighbours share a dataset and a teacher, so that decoded images and networks are reused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from suite.cluster.profile import Profile, Resources
+from suite.grid import Plan, estimate
+from suite.methods import get
+from suite.spec.datasets import dataset
+from suite.spec.stages import KINDS, Stage
+
+#: Seconds that a stage costs whatever it computes: opening, verifying, compiling a loader, publishing.
+OVERHEAD = 5.0
+#: Seconds of one update of a network that is too small to fill a GPU.
+STEP_SECONDS = 0.01
+#: How much slower one CPU core is than the GPU of the plan's estimate.
+CPU_SLOWER = 150.0
+#: A task of its own each: preparing is bound by the disk, training a teacher is long.
+_ALONE = ("prepare", "teacher")
+
+
+@dataclass(frozen=True, slots=True)
+class Wave:
+    """Stages of one kind and resource class.
+
+    Attributes:
+        kind: Their kind.
+        resources: What one task asks for.
+        packs: Positions of stages, one tuple a process.
+    """
+
+    kind: str
+    resources: Resources
+    packs: tuple[tuple[int, ...], ...]
+
+    @property
+    def stages(self) -> list[int]:
+        """All positions in this wave."""
+        return [i for pack in self.packs for i in pack]
+
+
+def make_waves(stages: Sequence[Stage], profile: Profile, seconds: Sequence[float] | None = None) -> list[Wave]:
+    """Cut the stages of a run into waves, in the order of `KINDS`.
+
+    Args:
+        stages: What has to run; positions in the result are positions in this sequence.
+        profile: Decides resource classes and the size of packs.
+        seconds: Estimated duration of each stage; by default `durations`.
+
+    Returns:
+        Waves. On Slurm a pack is about `pack_minutes` long; locally a wave has at most `slots` packs.
+    """
+    cost = durations(stages, "cpu" if profile.device == "cpu" else "cuda") if seconds is None else seconds
+    classes: dict[tuple[int, str], tuple[Resources, list[int]]] = {}
+    for index, stage in enumerate(stages):
+        wanted = profile.resources(stage)
+        group = classes.setdefault((KINDS.index(stage.kind), wanted.model_dump_json()), (wanted, []))
+        group[1].append(index)
+    waves = []
+    for (kind, _), (wanted, members) in sorted(classes.items(), key=lambda item: item[0]):
+        members.sort(key=lambda i: (_neighbourhood(stages[i]), i))
+        packs = _packs(members, [cost[i] for i in members], KINDS[kind], wanted, profile)
+        waves.append(Wave(KINDS[kind], wanted, tuple(packs)))
+    return waves
+
+
+def _neighbourhood(stage: Stage) -> tuple[str, ...]:
+    """Stages with equal or similar values are run near each other."""
+    s: Any = stage.spec
+    teachers = "+".join(getattr(s, "teachers", ())) or getattr(s, "teacher", "") or getattr(s, "arch", "")
+    return s.dataset, teachers, getattr(s, "method", ""), getattr(s, "student", "")
+
+
+def _packs(
+    members: list[int], seconds: list[float], kind: str, wanted: Resources, profile: Profile
+) -> Iterator[tuple[int, ...]]:
+    if profile.cluster == "local":
+        yield from _even(members, seconds, profile.slots)
+    elif kind in _ALONE:
+        yield from ((i,) for i in members)
+    else:
+        # Estimates are coarse: a pack stays well below the time limit of its task.
+        limit = min(profile.pack_minutes, wanted.time / 4 if wanted.time else profile.pack_minutes)
+        yield from _filled(members, seconds, limit * 60.0)
+
+
+def _even(members: list[int], seconds: list[float], parts: int) -> Iterator[tuple[int, ...]]:
+    """At most `parts` runs of neighbours of about equal duration."""
+    total, pack, spent, given = sum(seconds), [], 0.0, 0
+    for place, (member, cost) in enumerate(zip(members, seconds, strict=True)):
+        pack.append(member)
+        spent += cost
+        left = len(members) - place - 1
+        full = spent >= total * (given + 1) / parts or left <= parts - given - 1
+        if full and given < parts - 1 and left:
+            yield tuple(pack)
+            pack, given = [], given + 1
+    if pack:
+        yield tuple(pack)
+
+
+def _filled(members: list[int], seconds: list[float], limit: float) -> Iterator[tuple[int, ...]]:
+    """Runs of neighbours that fill a task up to a limit; a stage that is longer has a task of its own."""
+    pack: list[int] = []
+    spent = 0.0
+    for member, cost in zip(members, seconds, strict=True):
+        if pack and spent + cost > limit:
+            yield tuple(pack)
+            pack, spent = [], 0.0
+        pack.append(member)
+        spent += cost
+    if pack:
+        yield tuple(pack)
+
+
+def durations(stages: Sequence[Stage], device: str = "cuda") -> list[float]:
+    """Coarse durations, good enough to pack tasks and used for nothing else.
+
+    The larger of the arithmetic (the plan's own estimate) and of the number of updates, since small networks are bound
+    by the latency of a step.
+
+    Args:
+        stages: Stages; networks of their inputs are looked up among them where they are there.
+        device: `cuda`, or `cpu` for one core.
+
+    Returns:
+        Seconds, overhead included.
+    """
+    by_key = {s.key: s for s in stages}
+    slower = CPU_SLOWER if device == "cpu" else 1.0
+    result = []
+    for stage in stages:
+        # A plan of this stage and its inputs, so that looking inputs up stays cheap in a plan of 100,000 stages.
+        inputs = [by_key[k] for k in stage.inputs.values() if k in by_key]
+        complete = len(inputs) == len(stage.inputs)
+        hours = estimate(Plan("", [*inputs, stage]), [stage]).gpu_hours if complete else 0.0
+        result.append(OVERHEAD + max(hours * 3600 * slower, _updates(stage) * STEP_SECONDS))
+    return result
+
+
+def _updates(stage: Stage) -> float:
+    """Optimiser steps, or batches, one after another."""
+    s: Any = stage.spec
+    images = getattr(s, "ipc", 0) * dataset(s.dataset).classes
+    if stage.kind == "synthesis":
+        return get(s.method)(**s.params).image_iterations(s.ipc) * images / min(images, s.params.get("batch", 100))
+    if stage.kind in ("relabel", "evaluation"):
+        if getattr(s.recipe, "steps", None):
+            return float(s.recipe.steps)
+        return s.recipe.epochs * -(-images // min(s.recipe.batch, images))
+    return 0.0

@@ -1,0 +1,291 @@
+"""Bring a grid about: plan, say what will run and why, and run it here or submit it to Slurm.
+
+    python -m suite.launch GRID [--dry-run] [--profile NAME] ...
+
+The same command again resumes: it submits what is missing and nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from suite.cluster.profile import Profile, find_profile, load_profile
+from suite.cluster.reconcile import Reconciled, Todo, clear_published, reconcile
+from suite.cluster.show import clean, plural, say, size, table
+from suite.errors import UserError, guarded
+from suite.grid import MAX_CELLS, Plan, estimate, load_plan
+from suite.grid.expand import describe
+from suite.spec.datasets import dataset
+from suite.spec.stages import KINDS, Stage
+from suite.store import Store
+
+if TYPE_CHECKING:
+    from suite.cluster.query import Task
+
+FAILURES = ("user", "data", "oom", "numeric", "infra")
+_FIRST = 5
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m suite.launch",
+        description=(__doc__ or "").splitlines()[0],
+        epilog="exit codes: 0 all done, or submitted; 1 some stages failed; 2 bad input; 3 nothing could be submitted",
+    )
+    parser.add_argument("grid", type=Path, nargs="?", metavar="GRID", help="a grid file, e.g. grids/quickstart.yaml")
+    parser.add_argument("--dry-run", action="store_true", help="say what would run, and stop")
+    parser.add_argument("--variant", metavar="NAME", help="one of the grid's variants")
+    parser.add_argument("--profile", default="local", metavar="NAME", help="site profile: slurm/NAME.yaml, or a file")
+    parser.add_argument("--store", metavar="DIR", help="root of the store, instead of the profile's")
+    parser.add_argument("--slots", type=int, metavar="N", help="local processes at once, instead of the profile's")
+    parser.add_argument("--max-cells", type=int, default=MAX_CELLS, metavar="N", help="refuse grids with more cells")
+    parser.add_argument("--wait", action="store_true", help="Slurm: stay until the stages are published")
+    parser.add_argument(
+        "--retry",
+        nargs="+",
+        default=[],
+        choices=FAILURES,
+        metavar="KIND",
+        help="run stages again that failed in this way; all but `numeric` (diverged) are retried anyway",
+    )
+    parser.add_argument("--list", action="store_true", help="print every method with its paper and defaults")
+    arguments = parser.parse_args(argv)
+    if arguments.grid is None and not arguments.list:
+        parser.error("a grid is needed, e.g. grids/quickstart.yaml")
+    return arguments
+
+
+@dataclass
+class Launch:
+    """What a launch works on."""
+
+    arguments: argparse.Namespace
+    plan: Plan
+    profile: Profile
+    store: Store
+    state: Reconciled
+    flying: dict[int, Task]
+
+    @property
+    def todo(self) -> list[Todo]:
+        """Stages to start now: those that are neither done, held back, nor in flight."""
+        return [t for t in self.state.todo if t.index not in self.flying]
+
+    def command(self, module: str, *more: str) -> str:
+        """The command to type next."""
+        a = self.arguments
+        words = ["python", "-m", module, str(a.grid)]
+        for flag in ("variant", "store"):
+            if getattr(a, flag) is not None:
+                words += [f"--{flag}", str(getattr(a, flag))]
+        if a.profile != "local":
+            words += ["--profile", a.profile]
+        return shlex.join([*words, *more])
+
+
+def main() -> int:
+    """Plan, print, and run or submit."""
+    arguments = parse()
+    if arguments.list:
+        list_methods()
+        return 0
+    profile = load_profile(find_profile(arguments.profile), store=arguments.store, slots=arguments.slots)
+    plan = load_plan(arguments.grid, variant=arguments.variant, max_cells=arguments.max_cells)
+    store = Store(Path(profile.store).absolute())
+    state = reconcile(plan, store, arguments.retry)
+    launch = Launch(arguments, plan, profile, store, state, {})
+    if profile.cluster == "slurm" and not arguments.dry_run and state.todo:
+        launch.flying = stages_in_flight(launch)
+    print_plan(launch)
+    if arguments.dry_run:
+        say("dry run: nothing was submitted")
+        return 0
+    if not launch.todo:
+        return nothing_to_do(launch)
+    preflight(launch)
+    return start(launch)
+
+
+def stages_in_flight(launch: Launch) -> dict[int, Task]:
+    """Positions of stages that earlier launches have waiting or running in Slurm."""
+    from suite.cluster.query import in_flight, live_tasks
+    from suite.cluster.runs import recent_runs
+
+    runs = [r for r in recent_runs(launch.store) if r.cluster == "slurm"]
+    nodes = in_flight(runs, live_tasks()) if runs else {}
+    stages = launch.plan.stages
+    return {
+        t.index: task
+        for t in launch.state.todo
+        if (task := nodes.get((stages[t.index].kind, stages[t.index].key))) is not None
+    }
+
+
+def print_plan(launch: Launch) -> None:
+    """What the grid asks for, what is there, what will run and why, and what it will cost."""
+    plan, state = launch.plan, launch.state
+    say(f"{plan.name}: {plural(len(plan.cells), 'cell')}, {len(plan.excluded)} excluded, store {launch.store.root}")
+    for cell, why in plan.excluded[:_FIRST]:
+        say(f"  excluded {describe(cell)}: {clean(why)}")
+    if len(plan.excluded) > _FIRST:
+        say(f"  ... and {len(plan.excluded) - _FIRST} more")
+    counts = {
+        name: Counter(plan.stages[i].kind for i in indices)
+        for name, indices in {
+            "planned": range(len(plan.stages)),
+            "done": state.done,
+            "in flight": launch.flying,
+            "held": [t.index for t in state.held],
+            "to run": [t.index for t in launch.todo],
+        }.items()
+    }
+    kinds = [k for k in KINDS if counts["planned"][k]]
+    rows = [[k, *(c[k] for c in counts.values())] for k in kinds]
+    table(["stage", *counts], [*rows, ["total", *(c.total() for c in counts.values())]])
+    print_reasons(plan, launch.todo)
+    print_reasons(plan, state.held, held=True)
+    if todo := launch.todo:
+        e = estimate(plan, [plan.stages[t.index] for t in todo])
+        say(f"estimate: {e.gpu_hours:.2f} GPU-hours, {size(e.total_bytes)}")
+        say(f"  basis: {e.basis}")
+
+
+def print_reasons(plan: Plan, items: list[Todo], held: bool = False) -> None:
+    """How many stages run, or are held back, for which reason, with the first of each that has a story."""
+    verb = "held back" if held else "to run"
+    if counts := Counter(t.why for t in items):
+        say(f"{verb}: " + ", ".join(f"{n} {why}" for why, n in sorted(counts.items())))
+    told = [t for t in items if t.detail]
+    for item in told[:_FIRST]:
+        stage = plan.stages[item.index]
+        say(f"  {stage.kind} {stage.key} {stage.label()}: {clean(item.reason)}")
+    if len(told) > _FIRST:
+        say(f"  ... and {len(told) - _FIRST} more")
+    if any(t.why == "diverged" for t in items):
+        say("  diverged stages would diverge again; `--retry numeric` runs them all the same")
+
+
+def nothing_to_do(launch: Launch) -> int:
+    """Say so, and what comes next."""
+    if launch.flying:
+        say(f"nothing to submit: {plural(len(launch.flying), 'stage')} in flight; {launch.command('suite.status')}")
+        return 0
+    if launch.state.held:
+        say(f"nothing to submit: {plural(len(launch.state.held), 'stage')} held back")
+    else:
+        say("nothing to do: every stage is published")
+    say(f"next: {launch.command('suite.report')}")
+    return 1 if launch.state.held else 0
+
+
+def preflight(launch: Launch) -> None:
+    """Check what can be checked before anything is submitted.
+
+    Raises:
+        UserError: If a dataset is neither prepared nor has a source, or weights have no place.
+    """
+    sources = launch.profile.sources
+    for item in launch.todo:
+        stage = launch.plan.stages[item.index]
+        if stage.kind == "prepare":
+            base = dataset(stage.spec.dataset).base
+            name = stage.spec.dataset
+            hint = f"python -m suite.prepare {name} --source DIR, or `sources: {{{base}: DIR}}` in the profile"
+            if base != "digits" and base not in sources:
+                raise UserError(f"dataset {name!r} is not prepared and has no source", hint=hint)
+            if base in sources and not Path(sources[base]).exists():
+                raise UserError(f"the source of dataset {base!r} does not exist", where=sources[base], hint=hint)
+        elif getattr(stage.spec, "weights", "") == "file" and not launch.profile.weights:
+            raise UserError(f"{stage.label()} takes its weights from a file", hint="set `weights: DIR` in the profile")
+
+
+def start(launch: Launch) -> int:
+    """Make a run of what is to do and run it, or submit it."""
+    from suite.cluster.runs import create_run
+    from suite.cluster.waves import make_waves
+
+    todo = launch.todo
+    stages: list[Stage] = [launch.plan.stages[t.index] for t in todo]
+    waves = make_waves(stages, launch.profile)
+    if moved := clear_published(launch.plan, launch.store, todo):
+        say(f"moved {plural(moved, 'corrupt or superseded artifact')} into quarantine")
+    run = create_run(launch.store, launch.plan.name, stages, launch.profile)
+    say(f"run {run.id}: logs in {run.logs}")
+    if launch.profile.cluster == "local":
+        from suite.cluster.follow import progress_bar
+        from suite.cluster.local import run_local
+
+        with progress_bar(len(stages), launch.plan.name) as advance:
+            run_local(run, waves, stages, launch.store, launch.profile, lambda fresh: advance(len(fresh)))
+        return finish(launch)
+    from suite.cluster.slurm import submit
+
+    flying = {(launch.plan.stages[i].kind, launch.plan.stages[i].key): task for i, task in launch.flying.items()}
+    arrays = submit(run, waves, stages, launch.profile, flying)
+    tasks = sum(len(a.packs) for a in arrays)
+    jobs = [str(a.job) for a in arrays]
+    say(f"submitted {plural(len(stages), 'stage')} as {plural(tasks, 'task')} in {plural(len(arrays), 'array')}: "
+        f"jobs {' '.join(jobs)}")  # fmt: skip
+    cancel = f"cancel with: scancel {' '.join(jobs)}"
+    if not launch.arguments.wait:
+        say(f"next: {launch.command('suite.status')}")
+        say(cancel)
+        return 0
+    from suite.cluster.follow import follow_slurm, progress_bar
+
+    try:
+        with progress_bar(len(stages), launch.plan.name) as advance:
+            follow_slurm(run, stages, launch.store, advance)
+    except (KeyboardInterrupt, SystemExit):
+        print(f"the jobs go on; {cancel}", file=sys.stderr)
+        raise
+    return finish(launch)
+
+
+def finish(launch: Launch) -> int:
+    """Say how a run ended: 0 if everything that the grid needs is published, else 1."""
+    state = reconcile(launch.plan, launch.store)
+    left = [*state.todo, *state.held]
+    if not left:
+        say(f"done: {plural(len(state.done), 'stage')} published")
+    else:
+        say(f"{plural(len(left), 'stage')} of {len(launch.plan.stages)} not published:")
+        rows = [[s.kind, s.key, s.label(), t.reason] for t in left[:20] for s in [launch.plan.stages[t.index]]]
+        table(["stage", "key", "", "why"], rows)
+        if len(left) > len(rows):
+            say(f"... and {len(left) - len(rows)} more: {launch.command('suite.status')}")
+        say(f"the same command runs them again: {launch.command('suite.launch')}")
+    say(f"next: {launch.command('suite.report')}")
+    return 1 if left else 0
+
+
+def list_methods() -> None:
+    """Every method with its paper, version, needs and defaults, and the files that cannot be imported."""
+    from suite.methods import broken, discover, parameters
+
+    methods = discover()
+    rows = [
+        [
+            name,
+            cls.paper,
+            cls.version,
+            " ".join(sorted(cls.needs)) or "-",
+            cls.labels,
+            " ".join(f"{k}={v!r}" for k, v in parameters(cls).items()) or "-",
+        ]
+        for name, cls in sorted(methods.items())
+    ]
+    table(["method", "paper", "version", "needs", "labels", "defaults"], rows)
+    for name, why in broken().items():
+        print(f"suite/methods/{name}.py cannot be imported: {clean(why)}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    guarded(main)

@@ -87,11 +87,12 @@ class ClassStatistics:
         }
         header = {
             "format": _FORMAT,
-            "layers": json.dumps([[layer.name, layer.kind] for layer in self.layers]),
-            "classes": str(self.classes),
-            "patch": json.dumps(self.patch),
+            "layers": [[layer.name, layer.kind] for layer in self.layers],
+            "classes": self.classes,
+            "patch": self.patch,
         }
-        save_file(tensors, path, metadata=header)
+        # One entry: safetensors writes several in an order that changes from process to process.
+        save_file(tensors, path, metadata={"statistics": json.dumps(header)})
 
     @staticmethod
     def load(path: Path) -> ClassStatistics:
@@ -102,18 +103,18 @@ class ClassStatistics:
         """
         try:
             with safe_open(path, "pt") as file:
-                header = file.metadata() or {}
+                header = json.loads((file.metadata() or {}).get("statistics", "{}"))
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not iterable itself
         except SafetensorError as error:
             raise DataError(f"unreadable: {error}", where=str(path), hint=_AGAIN) from error
         if header.get("format") != _FORMAT:
             raise DataError("not a statistics file", where=str(path), hint=_AGAIN)
-        found: list[dict[str, Any]] = [{"name": n, "kind": k} for n, k in json.loads(header["layers"])]
+        found: list[dict[str, Any]] = [{"name": n, "kind": k} for n, k in header["layers"]]
         for key, tensor in tensors.items():
             index, _, attribute = key.partition(".")
             found[int(index)][attribute] = tensor
         layers = [LayerTargets(**values) for values in found]
-        return ClassStatistics(layers, int(header["classes"]), json.loads(header["patch"]))
+        return ClassStatistics(layers, header["classes"], header["patch"])
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ product:
   student: [convnet2_w8]
 override:
   - {when: {dataset: digits}, set: {student.steps: 6, teacher.epochs: 1, statistics.per_class: 20}}
-  - {when: {method: rded}, set: {mipc: 20}}
+  - {when: {method: rded}, set: {candidates: 20}}
   - {when: {method: sre2l}, set: {iterations: 4, labels: stored}}
   - {when: {method: e2d}, set: {iterations: 6, explore: 3}}
 """

@@ -93,4 +93,38 @@ class E2D(Method):
 
     def synthesize(self, job: Job) -> DistilledSet:
         """Run the shared loop with a box memory for every image."""
-        raise NotImplementedError
+        from suite.learn.critics import bn_critic, feature_critics
+        from suite.learn.initial import RealStart
+        from suite.learn.synthesis import Composition, by_class, by_slot, cyclic, distill
+        from suite.learn.view_policies import MemoryViews
+
+        pixels = self.branch == "cda"
+        if pixels:
+            critics = [bn_critic(teacher, self.weight, self.first) for teacher in job.teachers]
+        else:
+            critics = feature_critics(job, self.weight, self.first, self.ema, self.reference_quirks)
+        partition = by_slot if pixels else by_class
+        return distill(
+            job,
+            Composition(
+                iterations=self.iterations,
+                lr=self.lr,
+                partition=partition(job.dataset.classes, job.ipc, self.batch),
+                start=RealStart(job, flips=self.flip, pixels=pixels),
+                views=lambda batch, images: MemoryViews(
+                    job,
+                    batch,
+                    images,
+                    self.iterations,
+                    explore=self.explore,
+                    threshold=self.threshold,
+                    crop=self.crop,
+                    flips=self.flip,
+                    shift=self.roll,
+                ),
+                critics=critics,
+                select=cyclic(len(critics)),
+                pixels=pixels,
+                carry=self.reference_quirks,
+            ),
+        )

@@ -44,13 +44,14 @@ class Random(Method):
         return StudentRecipe(epochs=300, batch=min(100, size), loss="ce", crop=(0.25, 1.0))
 
     def synthesize(self, job: Job) -> DistilledSet:
-        """Draw `ipc` images of every class by the seed; larger stored images are resized as validation resizes them."""
-        from suite.learn.synthesis import fit_square, pick_per_class, real_images, to_distilled
+        """Draw `ipc` images of every class; of larger stored images the centre is kept, as at validation."""
+        import torch
 
-        real = real_images(job)
-        chosen = pick_per_class(job, "random", job.ipc, replacement=False)
-        images = fit_square(real.take(chosen.flatten()), job.dataset.size)
-        return to_distilled(job, images)
+        from suite.learn.initial import pick_per_class, real_images, to_distilled
+        from suite.learn.validation import centre
+
+        chosen = torch.cat(pick_per_class(job, "random", job.ipc))
+        return to_distilled(job, centre(real_images(job).take(chosen), job.dataset.size))
 
 
 @method(name="random_soft", paper="baseline", version=1, needs=("real",), labels="online")

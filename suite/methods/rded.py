@@ -9,6 +9,8 @@ from suite.methods import Method, method
 from suite.spec.recipes import StudentRecipe
 
 if TYPE_CHECKING:
+    import torch
+
     from suite.data.distilled import DistilledSet
     from suite.learn.job import Job
 
@@ -21,6 +23,8 @@ _LR = {
     "vit_b_16": 1e-4,
     "swin_t": 1e-4,
 }
+#: Crops a teacher forward; scores do not depend on it.
+SCORED = 500
 _LARGE = ("imagenette", "imagewoof", "imagenet100", "imagenet1k", "imagenet21k")
 
 
@@ -69,4 +73,67 @@ class RDED(Method):
 
     def synthesize(self, job: Job) -> DistilledSet:
         """Select `ipc * factor**2` crops of every class and tile them."""
-        raise NotImplementedError
+        import torch
+
+        from suite.learn.initial import pick_per_class, to_distilled
+        from suite.learn.models import denormalise
+        from suite.learn.mosaics import mosaic, select_crops
+
+        facts, wanted = job.dataset, job.ipc * self.factor**2
+        images = []
+        for c, members in enumerate(pick_per_class(job, "candidates", self.candidates, fewer=True)):
+            crops, ce = self._score(job, c, members, kept=min(self.crops, -(-wanted // len(members))))
+            picked = select_crops(ce, wanted)
+            tiled = mosaic(crops[picked[:, 0], picked[:, 1]], self.factor, facts.size)
+            images.append(denormalise(tiled, facts.mean, facts.std).cpu())
+            job.progress(c + 1, facts.classes)
+        return to_distilled(job, torch.cat(images))
+
+    def _score(self, job: Job, c: int, members: torch.Tensor, kept: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Random crops of a class's candidates and the teacher's cross-entropies.
+
+        Returns:
+            The `kept` best crops of each image, normalised float [n, kept, 3, S/f, S/f], and float [n, kept].
+
+        Raises:
+            NumericError: If the teacher gives logits that are not finite.
+        """
+        import torch
+        import torch.nn.functional as F
+
+        from suite.errors import NumericError
+        from suite.learn.initial import real_images
+        from suite.learn.models import normalise
+        from suite.learn.mosaics import antialiased_crops, zero_pad
+        from suite.learn.validation import autocast
+        from suite.learn.views import rrc_boxes
+
+        facts, real, teacher = job.dataset, real_images(job), job.teachers[0]
+        side = facts.size // self.factor
+        boxes = rrc_boxes(
+            len(members) * self.crops,
+            real.stored,
+            real.stored,
+            area=self.crop,
+            ratio=(1.0, 1.0),
+            generator=job.generator("crops", c),
+        ).view(len(members), self.crops, 4)
+        best_crops, best_ce = [], []
+        per_batch = max(1, SCORED // self.crops)
+        for index, part in zip(members.split(per_batch), boxes.split(per_batch), strict=True):
+            x = normalise(real.take(index).to(job.device), facts.mean, facts.std)
+            x = x.repeat_interleave(self.crops, dim=0)
+            crops = antialiased_crops(x, part.flatten(0, 1).to(job.device), side)
+            with torch.no_grad(), autocast(job.precision, job.device):
+                logits = teacher(zero_pad(crops, facts.size)).float()
+            labels = torch.full((len(logits),), c, device=job.device)
+            ce = F.cross_entropy(logits, labels, reduction="none").view(len(index), self.crops)
+            ce, order = ce.sort(dim=1, stable=True)
+            rows = torch.arange(len(index), device=job.device)[:, None]
+            best_crops.append(crops.view(len(index), self.crops, *crops.shape[1:])[rows, order[:, :kept]])
+            best_ce.append(ce[:, :kept])
+            job.counters.forward_images += len(logits)
+        ce = torch.cat(best_ce)
+        if not bool(ce.isfinite().all()):
+            raise NumericError(f"the teacher's cross-entropy is not finite on class {c}", where=teacher.arch)
+        return torch.cat(best_crops), ce

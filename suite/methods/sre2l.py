@@ -87,4 +87,23 @@ class SRe2L(Method):
 
     def synthesize(self, job: Job) -> DistilledSet:
         """Run the shared loop over batches of one image for each of `batch` classes."""
-        raise NotImplementedError
+        from functools import partial
+
+        from suite.learn.critics import bn_critic
+        from suite.learn.initial import noise
+        from suite.learn.synthesis import Composition, by_slot, distill
+        from suite.learn.view_policies import RandomViews
+
+        return distill(
+            job,
+            Composition(
+                iterations=self.iterations,
+                lr=self.lr,
+                partition=by_slot(job.dataset.classes, job.ipc, self.batch),
+                start=partial(noise, job),
+                views=lambda batch, images: RandomViews(
+                    job, batch, images, self.iterations, crop=self.crop, flips=self.flip, shift=self.roll
+                ),
+                critics=[bn_critic(job.teachers[0], self.bn_weight, self.first)],
+            ),
+        )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import re
-import unicodedata
 from typing import TYPE_CHECKING, Any
 
 from suite.leaderboard.rows import Rows
@@ -15,21 +14,17 @@ if TYPE_CHECKING:
     from rich.console import Group
 
 HOLE = "-"
-_LONGEST = 300
 _MARKDOWN = re.compile(r"([\\`*\[\]|#~$!]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9]))")
 _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "@": "&#64;"}
 
 
-def clean(text: Any) -> str:
-    """One printable line: control, format and surrogate characters are spelt out, long text is cut.
+def clean(text: Any, longest: int = 300) -> str:
+    """One printable line: control, format, private and odd space characters are spelt out, long text is cut.
 
     ANSI sequences start with a control character, and text that runs backwards with a format character.
     """
-    flat = " ".join(str(text).split(" "))
-    out = "".join(
-        f"\\u{ord(c):04x}" if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp") else c for c in flat
-    )
-    return out if len(out) <= _LONGEST else out[: _LONGEST - 3] + "..."
+    out = "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in str(text))
+    return out if len(out) <= longest else out[: longest - 3] + "..."
 
 
 def markdown_text(text: Any) -> str:
@@ -140,12 +135,7 @@ def to_terminal(table: Table, limit: int = 40) -> Group:
     from rich.table import Table as RichTable
     from rich.text import Text
 
-    constant = {
-        c.name: shown(c, table.rows[0][c.name])
-        for c in table.columns
-        if c.name in _MOVABLE and len({r[c.name] for r in table.rows if r["flag"] != "hole" or c.name != "device"}) == 1
-        if (table.rows[0][c.name] or c.name != "device")
-    }
+    constant = {c.name: shown(c, table.constant()[c.name]) for c in table.columns if c.name in table.constant()}
     empty = {c.name for c in table.columns if all(r[c.name] in (None, []) for r in table.rows)}
     columns = [c for c in table.columns if c.terminal and c.name not in constant and c.name not in empty]
     result = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
@@ -163,9 +153,6 @@ def to_terminal(table: Table, limit: int = 40) -> Group:
     if len(table.footnotes) > 15:
         tail.append(Text(f"  ... {len(table.footnotes) - 15} more notes in the files"))
     return Group(head, result, *tail, Text(""))
-
-
-_MOVABLE = ("dataset", "ipc", "teacher", "student", "protocol", "device")
 
 
 def _short(column: Column, value: Any) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import html
 import io
 import re
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -85,24 +86,25 @@ def pictures(rows: Rows) -> list[Picture]:
     return made
 
 
-def overview(table: Table, rows: Rows, name: str, limit: int = 12) -> bytes:
-    """One PNG for a README: the first lines of the accuracy leaderboard beside their plot."""
+def overview(table: Table, rows: Rows, name: str, limit: int = 13) -> bytes:
+    """One PNG for a README: the largest panel of the accuracy leaderboard, as a table and as a plot."""
     points = _points(rows)
     with _theme("#1a1d21", "#d5d9de"):
-        figure = Figure(figsize=(12, 4.6), dpi=110, facecolor="white")
+        figure = Figure(figsize=(12, 4.8), dpi=110, facecolor="white")
         FigureCanvasAgg(figure)
-        left, right = figure.subplots(1, 2, width_ratios=[1.25, 1])
-        _draw_table(left, table, limit)
-        figure.suptitle(f"Accuracy leaderboard: {clean(name)}", x=0.02, ha="left", fontsize=14, fontweight="bold")
+        figure.suptitle(f"Accuracy leaderboard: {clean(name, 60)}", x=0.02, ha="left", fontsize=14, fontweight="bold")
         if points:
+            left, right = figure.subplots(1, 2, width_ratios=[1.1, 1])
             look = Look.of([p["series"] for p in points])
             lines = _lines(rows, {tuple(p[c] for c in GROUP): p["series"] for p in points})
-            panel = _panels(lines)[0]
-            _draw_by_ipc(right, panel, lines[_inside(lines, panel)], look)
-            _legend(figure, right, look, sorted(set(lines[_inside(lines, panel)]["series"])))
+            counts = Counter(tuple(p[c] for c in PANEL) for p in points)
+            panel = min(counts, key=lambda c: (-counts[c], c))
+            inside = lines[_inside(lines, panel)]
+            _draw_table(left, table, [r for r in table.rows if tuple(r[c] for c in PANEL) == panel], limit)
+            _draw_by_ipc(right, panel, inside, look)
+            _legend(right, look, sorted(set(inside["series"])))
         else:
-            right.set_axis_off()
-            right.text(0.5, 0.5, "no rows yet", ha="center", va="center")
+            figure.text(0.5, 0.5, "no rows yet", ha="center", va="center")
         figure.tight_layout(rect=(0, 0, 1, 0.98))
         out = io.BytesIO()
         figure.savefig(out, format="png", metadata={"Software": None})
@@ -112,8 +114,14 @@ def overview(table: Table, rows: Rows, name: str, limit: int = 12) -> bytes:
 def _points(rows: Rows) -> list[dict[str, Any]]:
     """Groups that have a number, with the name of their series."""
     points = [p for p in plain_records(groups(rows)) if p["n"]]
+    several = len({p["teacher"] for p in points}) > 1
     for p in points:
-        p["series"] = clean(p["method"] if p["settings"] < 2 else f"{p['method']} #{p['setting']}")
+        parts = [
+            p["method"],
+            f" by {p['teacher']}" if several else "",
+            f" #{p['setting']}" if p["settings"] > 1 else "",
+        ]
+        p["series"] = clean("".join(parts), 40)
     return points
 
 
@@ -219,17 +227,17 @@ def _draw_against(ax: Axes, points: list[dict[str, Any]], x: str, look: Look) ->
 
 
 def _title(panel: tuple[str, ...]) -> str:
-    dataset, student, protocol = (clean(p) for p in panel)
+    dataset, student, protocol = (clean(p, 40) for p in panel)
     return f"{dataset} → {student} ({protocol})"
 
 
-def _legend(figure: Figure, ax: Axes | None, look: Look, names: list[str]) -> None:
-    """A legend to the right of the last panel of the first line, or of one panel."""
+def _legend(ax: Axes, look: Look, names: list[str]) -> None:
+    """A legend to the right of a panel."""
     handles = [
         Line2D([], [], color=look.colours[n], marker=look.markers[n], linestyle="none", markersize=7, label=n)
         for n in names[:MAX_LEGEND]
     ]
-    (ax or figure.axes[0]).legend(
+    ax.legend(
         handles=handles, loc="upper left", bbox_to_anchor=(1.01, 1.02), frameon=False, borderaxespad=0,
         ncols=1 + (len(handles) - 1) // 15,
     )  # fmt: skip
@@ -240,7 +248,7 @@ def _picture(figure: Figure, axes: list[Axes], look: Look, slug: str, title: str
         caption += f" The first {len(axes)} of {panels} panels are drawn; the table has all."
     if len(look.colours) > MAX_LEGEND:
         caption += f" The legend names {MAX_LEGEND} of {len(look.colours)} methods."
-    _legend(figure, axes[min(1, len(axes) - 1)], look, sorted(look.colours))
+    _legend(axes[min(1, len(axes) - 1)], look, sorted(look.colours))
     figure.tight_layout()
     out = io.StringIO()
     figure.savefig(
@@ -259,27 +267,28 @@ def _inline(svg: str, slug: str, title: str) -> str:
     body = re.sub(r'(href="#|url\(#)', rf"\1{slug}-", body)
     body = body.replace(_TEXT, "currentColor").replace(_LINE, "var(--line, #c8ccd2)")
     width = re.search(r'width="([0-9.]+)pt"', body)
-    widest = f"{float(width[1]) * 1.5:.0f}px" if width else "100%"
-    head = f'<svg role="img" aria-label="{html.escape(title)}" style="max-width: {widest}" '
+    points = float(width[1]) if width else 600.0
+    style = f"max-width: {points * 1.5:.0f}px; min-width: {points * 0.8:.0f}px"
+    head = f'<svg role="img" aria-label="{html.escape(title)}" style="{style}" '
     return re.sub(r"<svg ", head, body, count=1).rstrip() + "\n"
 
 
-def _draw_table(ax: Axes, table: Table, limit: int) -> None:
+def _draw_table(ax: Axes, table: Table, rows: list[dict[str, Any]], limit: int) -> None:
     """The first lines of a leaderboard as text."""
     ax.set_axis_off()
-    names = ("rank", "method", "dataset", "ipc", "student", "protocol", "mean", "sd", "n")
+    names = ("rank", "method", "ipc", "mean", "sd", "interval", "n")
     columns = [c for name in names for c in table.columns if c.name == name]
-    rows = [r for r in table.rows if r["flag"] != "hole"][:limit]
-    if not rows:
-        return
-    cells = [[shown(c, r[c.name])[:24] for c in columns] for r in rows]
+    rows = [r for r in rows if r["flag"] != "hole"]
+    cells = [[shown(c, r[c.name])[:24] for c in columns] for r in rows[:limit]]
+    if len(rows) > limit:
+        cells.append(["...", *[""] * (len(columns) - 1)])
     widths = [max(len(c.header), *(len(line[i]) for line in cells)) + 2.0 for i, c in enumerate(columns)]
     drawn = ax.table(
         cells, colLabels=[c.header for c in columns], colWidths=[w / sum(widths) for w in widths], loc="upper left",
         edges="horizontal", cellLoc="left", colLoc="left",
     )  # fmt: skip
     drawn.auto_set_font_size(False)
-    drawn.set_fontsize(9.5)
+    drawn.set_fontsize(10)
     drawn.scale(1, 1.45)
     for (line, _), cell in drawn.get_celld().items():
         cell.set_edgecolor("#d5d9de")

@@ -172,9 +172,11 @@ def label(spec: Mapping[str, Any]) -> str:
 
 
 def failure_reason(record: Record, attempts: int = 1) -> str:
-    """The reason of a hole: `failed (kind): message` or `diverged: message`."""
+    """The reason of a hole: `failed (kind): message`, `diverged: message`, or that it was blocked."""
     failure = record.failure or {}
     message = " ".join(str(failure.get("message", "no message")).split())
+    if message.startswith("blocked"):
+        return "blocked (an input failed or is missing)"
     head = "diverged" if record.status == "diverged" else f"failed ({failure.get('kind', 'unknown')})"
     if message.startswith("diverged"):
         head, message = message, ""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from functools import cache
+from itertools import groupby, pairwise
 from typing import Any
 
 import numpy as np
@@ -42,7 +43,7 @@ class Summary:
 
 def summarise(values: Iterable[Any], level: float = LEVEL) -> Summary:
     """Summarise values over seeds; missing ones (None, NA, NaN) are not counted."""
-    x = sorted(float(v) for v in values if not pd.isna(v))
+    x = sorted(float(v) for v in values if v is not None and not pd.isna(v))
     n = len(x)
     if n == 0:
         return Summary(0)
@@ -50,8 +51,14 @@ def summarise(values: Iterable[Any], level: float = LEVEL) -> Summary:
     if n == 1:
         return Summary(1, mean)
     sd = math.sqrt(math.fsum((v - mean) ** 2 for v in x) / (n - 1))
-    half = float(stats.t.ppf((1 + level) / 2, n - 1)) * sd / math.sqrt(n)
+    half = _t(level, n - 1) * sd / math.sqrt(n)
     return Summary(n, mean, sd, mean - half, mean + half)
+
+
+@cache
+def _t(level: float, freedom: int) -> float:
+    """Two-sided critical value of Student's t."""
+    return float(stats.t.ppf((1 + level) / 2, freedom))
 
 
 def t_interval(values: Sequence[float]) -> tuple[float, float]:
@@ -91,15 +98,15 @@ def seeds_text(seeds: Iterable[int]) -> str:
     return ("seed " if len(s) == 1 else "seeds ") + ", ".join(map(str, s))
 
 
-def notes_of(rows: pd.DataFrame, holes: Iterable[Hole]) -> list[str]:
+def notes_of(rows: Iterable[Mapping[str, Any]], holes: Iterable[Hole]) -> list[str]:
     """Footnotes of one group: suspicious rows first, then holes, seeds with the same text together."""
     seeds: dict[str, list[int]] = {}
-    for r in plain_records(rows):
+    for r in rows:
         for why in suspicions(r["accuracy_last"], r["classes"], bool(r["constant_prediction"])):
             seeds.setdefault(f"suspicious: {why}", []).append(r["seed"])
     for h in holes:
-        seeds.setdefault(f"hole: {h.reason}", []).append(h.seed)
-    return [f"{seeds_text(s)}: {text}" for text, s in seeds.items()]
+        seeds.setdefault(f"missing: {h.reason}", []).append(h.seed)
+    return [f"{seeds_text(s)} {text}" for text, s in seeds.items()]
 
 
 def groups(rows: Rows) -> pd.DataFrame:
@@ -114,35 +121,44 @@ def groups(rows: Rows) -> pd.DataFrame:
         by_cell.setdefault(h.cell, []).append(h)
     lines: list[dict[str, Any]] = []
     seen: dict[tuple[Any, ...], int] = {}
-    if len(rows.frame):
-        for at, part in rows.frame.groupby(list(GROUP), sort=True):
-            cell = tuple(at)[: len(CELL)]
-            seen[cell] = seen.get(cell, 0) + 1
-            lines.append(_line(dict(zip(GROUP, at, strict=True)), part, by_cell.get(cell, [])))
+    for at, part in grouped_by(plain_records(rows.frame), GROUP):
+        cell = tuple(at[c] for c in CELL)
+        seen[cell] = seen.get(cell, 0) + 1
+        lines.append(_line(at, part, by_cell.get(cell, [])))
     for cell, missing in by_cell.items():
         if cell not in seen:
-            at = (*cell, "")
-            lines.append(_line(dict(zip(GROUP, at, strict=True)), rows.frame.iloc[:0], missing))
+            lines.append(_line(dict(zip(GROUP, (*cell, ""), strict=True)), [], missing))
     for line in lines:
         line["settings"] = seen.get(tuple(line[c] for c in CELL), 0)
     return _typed(_ranked(lines))
 
 
-def _line(at: dict[str, Any], part: pd.DataFrame, missing: list[Hole]) -> dict[str, Any]:
-    last = summarise(part["accuracy_last"])
+def grouped_by(
+    records: Iterable[dict[str, Any]], names: Sequence[str]
+) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
+    """Records with equal values of some columns, groups sorted by these; records keep their order in a group."""
+
+    def key(record: dict[str, Any]) -> tuple[Any, ...]:
+        return tuple(record[n] for n in names)
+
+    for values, part in groupby(sorted(records, key=key), key):
+        yield dict(zip(names, values, strict=True)), list(part)
+
+
+def _line(at: dict[str, Any], part: list[dict[str, Any]], missing: list[Hole]) -> dict[str, Any]:
+    last = summarise(r["accuracy_last"] for r in part)
     return {
         **at,
         "n": last.n,
-        "seeds": ", ".join(str(s) for s in part["seed"]),
+        "seeds": ", ".join(str(r["seed"]) for r in part),
         "mean": last.mean,
         "sd": last.sd,
         "low": last.low,
         "high": last.high,
-        "best": summarise(part["accuracy_best"]).mean,
-        "labels": ", ".join(sorted(set(part["labels"]))),
-        "synthesis_seconds": summarise(part["synthesis_seconds"]).mean,
-        **{c: summarise(part[c]).mean for c in BYTES},
-        "classes": None if not len(part) or pd.isna(part["classes"].iloc[0]) else int(part["classes"].iloc[0]),
+        "best": summarise(r["accuracy_best"] for r in part).mean,
+        "labels": ", ".join(sorted({r["labels"] for r in part})),
+        **{c: summarise(r[c] for r in part).mean for c in ("synthesis_seconds", *BYTES)},
+        "classes": part[0]["classes"] if part else None,
         "notes": notes_of(part, missing),
     }
 

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from suite.leaderboard.rows import Hole, Rows
-from suite.leaderboard.statistics import BYTES, CONTEST, groups, notes_of, plain_records, summarise
+from suite.leaderboard.statistics import BYTES, CONTEST, grouped_by, groups, notes_of, plain_records, summarise
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,7 @@ class Column:
         name: Its name in CSV files.
         header: What people read.
         form: How values are shown: `text`, `count`, `percent`, `spread`, `interval`, `seconds`, `number`, `bytes`.
-        identity: Part of what names a line; the terminal moves it into the caption where it is the same everywhere.
+        identity: Part of what names a line; screens show it above the table where it is the same everywhere.
         csv: Whether CSV files have it.
         shown: Whether Markdown and HTML have it.
         terminal: Whether the terminal has it.
@@ -65,6 +65,19 @@ class Table:
     columns: list[Column]
     rows: list[dict[str, Any]] = field(default_factory=list)
     footnotes: list[str] = field(default_factory=list)
+
+    def constant(self) -> dict[str, Any]:
+        """Identity columns but the method's that say the same on every line; screens show them once, above the table.
+
+        A hole has no device, so that holes do not count for it.
+        """
+        found = {}
+        for c in self.columns:
+            if c.identity and c.name != "method":
+                values = {r[c.name] for r in self.rows if c.name != "device" or r["flag"] != "hole"}
+                if len(values) == 1:
+                    found[c.name] = values.pop()
+        return found
 
 
 _WHO = [
@@ -127,22 +140,22 @@ def synthesis_time(rows: Rows) -> Table:
     own = [c for c in at if c != "setting"]
     lines: list[dict[str, Any]] = []
     done: set[tuple[Any, ...]] = set()
-    frame = rows.frame.assign(device=rows.frame["device"].fillna("?"), setting=rows.frame["synthesis_setting"])
-    if len(frame):
-        for values, part in frame.groupby(at, sort=True):
-            who = dict(zip(at, tuple(values), strict=True))
-            done.add(tuple(who[c] for c in at[:5]))
-            lines.append(_time_line(who, part))
+    records = plain_records(rows.frame)
+    for r in records:
+        r["device"], r["setting"] = r["device"] or "?", r["synthesis_setting"]
+    for who, part in grouped_by(records, at):
+        done.add(tuple(who[c] for c in at[:5]))
+        lines.append(_time_line(who, part))
     missing: dict[tuple[Any, ...], list[Hole]] = {}
     for h in rows.holes:
         missing.setdefault((h.method, h.dataset, h.ipc, h.teacher, h.protocol), []).append(h)
     for cell, holes in missing.items():
         if cell not in done:
             who = dict(zip(at, (*cell, None, ""), strict=True))
-            lines.append({**_time_line(who, rows.frame.iloc[:0]), "notes": notes_of(rows.frame.iloc[:0], holes)})
+            lines.append({**_time_line(who, []), "notes": notes_of([], holes)})
     lines.sort(
         key=lambda x: (
-            x["dataset"], x["ipc"], x["device"] or "", x["seconds"] is None, x["seconds"] or 0.0,
+            x["dataset"], x["ipc"], not x["n"], x["device"] or "", x["seconds"] is None, x["seconds"] or 0.0,
             x["method"], x["teacher"], x["protocol"], x["setting"],
         )
     )  # fmt: skip
@@ -152,13 +165,13 @@ def synthesis_time(rows: Rows) -> Table:
         Column("n", "n", "count", terminal=False, help="Distinct syntheses measured"),
         Column("seconds", "Seconds", "seconds", help="Device-synchronised seconds of one synthesis, mean"),
         Column("seconds_sd", "sd", "spread", terminal=False),
-        Column("seconds_per_image", "s / image", "seconds", short="s/image"),
-        Column("image_iterations", "Image-iterations", "number", help="Updates summed over images", short="Image-it."),
-        Column("iterations_per_image", "per image", "number", short="it./image"),
+        Column("seconds_per_image", "s / image", "seconds", short="s/img"),
+        Column("image_iterations", "Image-iterations", "number", help="Updates summed over images", short="Img-it."),
+        Column("iterations_per_image", "per image", "number", short="it./img"),
         Column("forward_images", "Images forwarded", "number", terminal=False, help="Images put through a network"),
         Column("peak_memory_bytes", "Peak memory", "bytes", short="Peak"),
         Column("peak_memory_kind", "Memory is", terminal=False),
-        Column("device", "Device", help="Seconds of different devices are not comparable"),
+        Column("device", "Device", identity=True, help="Seconds of different devices are not comparable"),
         Column("teacher_seconds", "Teacher s", "seconds", help="Shared; not in Seconds", short="Teacher"),
         Column("statistics_seconds", "Statistics s", "seconds", help="Shared; not in Seconds", short="Stats"),
         Column("relabel_seconds", "Relabel s", "seconds", help="Storing soft labels", short="Relabel"),
@@ -175,21 +188,20 @@ def synthesis_time(rows: Rows) -> Table:
     )
 
 
-def _time_line(who: dict[str, Any], part: pd.DataFrame) -> dict[str, Any]:
-    once = part.drop_duplicates(["synthesis_key", "seed"])
-    relabel = part[part["relabel_key"].notna()].drop_duplicates("relabel_key")
-    seconds = summarise(once["synthesis_seconds"])
-    memory = [int(b) for b in once["peak_memory_bytes"].dropna()]
-    means = {c: summarise(once[c]).mean for c in _MEANS}
+def _time_line(who: dict[str, Any], part: list[dict[str, Any]]) -> dict[str, Any]:
+    once = list({(r["synthesis_key"], r["seed"]): r for r in part}.values())
+    relabel = {r["relabel_key"]: r["relabel_seconds"] for r in part if r["relabel_key"] is not None}
+    seconds = summarise(r["synthesis_seconds"] for r in once)
+    memory = [r["peak_memory_bytes"] for r in once if r["peak_memory_bytes"] is not None]
     return {
         **who,
         "n": len(once),
         "seconds": seconds.mean,
         "seconds_sd": seconds.sd,
-        **means,
+        **{c: summarise(r[c] for r in once).mean for c in _MEANS},
         "peak_memory_bytes": max(memory) if memory else None,
-        "peak_memory_kind": ", ".join(sorted(set(once["peak_memory_kind"].dropna()))) or None,
-        "relabel_seconds": summarise(relabel["relabel_seconds"]).mean,
+        "peak_memory_kind": ", ".join(sorted({r["peak_memory_kind"] for r in once if r["peak_memory_kind"]})) or None,
+        "relabel_seconds": summarise(relabel.values()).mean,
         "notes": [],
     }
 
@@ -208,14 +220,14 @@ def storage(grouped: pd.DataFrame) -> Table:
     """Measured bytes of what has to be shipped, with the accuracy that they buy."""
     columns = [
         *_WHO, *_STUDENT, *_PROTOCOL, *_settings(grouped),
-        Column("labels", "Labels", help="hard, online (from a shipped teacher) or stored soft labels", terminal=False),
+        Column("labels", "Label policy", help="hard, online (by a shipped teacher) or stored", terminal=False),
         Column("image_bytes", "Images", "bytes"),
         Column("label_bytes", "Labels", "bytes"),
-        Column("auxiliary_bytes", "Auxiliary", "bytes", help="Decoders, label teachers, augmentation records, ..."),
+        Column("auxiliary_bytes", "Auxiliary", "bytes", help="Decoders, label teachers, augmentations", short="Aux"),
         Column("total_bytes", "Total", "bytes", help="Images + labels + auxiliary"),
         Column("bytes_per_class", "per class", "bytes"),
         Column("unshipped_bytes", "Not shipped", "bytes", terminal=False, help="Needed by the synthesis only"),
-        Column("mean", "Accuracy %", "percent", help="Last epoch, mean over seeds"),
+        Column("mean", "Accuracy %", "percent", help="Last epoch, mean over seeds", short="Acc. %"),
         Column("n", "n", "count", terminal=False),
         _NOTES,
     ]  # fmt: skip
@@ -257,7 +269,7 @@ def _finish(
     rows = []
     for line in lines:
         notes = [numbers.setdefault(text, len(numbers) + 1) for text in line["notes"]]
-        odd = any("suspicious: " in text for text in line["notes"])
+        odd = any(" suspicious: " in text for text in line["notes"])
         flag = "hole" if not line["n"] else "suspicious" if odd else ""
         rows.append({**{c.name: line.get(c.name) for c in columns}, "notes": notes, "flag": flag, "break": False})
     for above, below in pairwise(rows):

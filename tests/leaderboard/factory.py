@@ -50,10 +50,16 @@ def stages(
 
 
 def record(method: str = "rded", ipc: int = 10, seed: int = 0, *, accuracy: float | None = None, **cell: Any) -> Record:
+    """The record of a finished evaluation of one cell."""
+    return record_of(stages(method, ipc, seed, **cell)[1], accuracy)
+
+
+def record_of(stage: Stage, accuracy: float | None = None) -> Record:
     """The record of a finished evaluation."""
-    _, stage = stages(method, ipc, seed, **cell)
     spec: Any = stage.spec
-    base, per_image, iterations, labels = METHODS.get(method, (35.0, 0.1, 100, "online"))
+    method, ipc, seed = spec.method, spec.ipc, spec.seed
+    base, per_image, iterations, _ = METHODS.get(method, (35.0, 0.1, 100, "online"))
+    labels = spec.labels
     classes = facts(spec.dataset).classes
     images = classes * ipc
     wiggle = ((seed * 7 + ipc * 3 + len(spec.student)) % 5 - 2) * 0.23

@@ -1,0 +1,244 @@
+"""Files of a report: golden bytes, equal bytes on a second run, and text that stays text.
+
+`UPDATE_GOLDEN=1 pytest tests/leaderboard` rewrites the golden files; read the diff before committing it.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import re
+import xml.etree.ElementTree as ET
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from suite.leaderboard.formats import clean, csv_text, markdown_text, size, to_csv, to_markdown, to_terminal
+from suite.leaderboard.page import page
+from suite.leaderboard.plots import COLOURS, Look, overview, pictures
+from suite.leaderboard.rows import Refusal, Rows, collect
+from suite.leaderboard.tables import leaderboards
+from tests.leaderboard.factory import METHODS, failed, grid, record, stages
+
+GOLDEN = Path(__file__).parent / "golden"
+HOSTILE = "<script>alert(1)</script>|=cmd()\x1b[31m`**x**`[a](javascript:b)\n@all $x$\u202e"
+
+
+def sample() -> Rows:
+    """A dozen lines with holes, a suspicious row, a refused one, and two students."""
+    made = [stages(m, i, s)[0] for m in METHODS for i in (1, 10) for s in range(3)]
+    return collect(
+        [*grid()[:-1], record("random", 50, accuracy=0.1), record("rded", 10, student="mobilenet_v2")],
+        failures=[
+            failed("oom", "needs 91 GB", method="sre2l", ipc=10, seed=0),
+            failed("numeric", "diverged at step 120: loss is nan", "diverged", method="e2d", ipc=50),
+            failed("numeric", "diverged at step 120: loss is nan", "diverged", method="e2d", ipc=50, seed=1),
+        ],
+        refused=[Refusal("0123456789abcdef", "rded imagenet1k ipc10", "no provenance: commit")],
+        excluded=[(4, "no published number")],
+        synthesis={s.key: s.to_json() for s in made},
+    )
+
+
+def rendered(rows: Rows) -> dict[str, str]:
+    """All text formats. The golden page is without figures: their bytes are matplotlib's, not ours."""
+    tables = leaderboards(rows)
+    files = {}
+    for t in tables:
+        files[f"{t.slug}.csv"], files[f"{t.slug}.md"] = to_csv(t), to_markdown(t, rows, "sample")
+    files["index.html"] = page("sample", rows, tables, [])
+    files["terminal.txt"] = terminal(rows)
+    return files
+
+
+def terminal(rows: Rows) -> str:
+    out = io.StringIO()
+    console = Console(file=out, width=100, color_system=None, highlight=False)
+    for t in leaderboards(rows):
+        console.print(to_terminal(t))
+    return out.getvalue()
+
+
+NAMES = sorted(rendered(collect([])))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_golden(name: str) -> None:
+    text = rendered(sample())[name]
+    path = GOLDEN / name
+    if os.environ.get("UPDATE_GOLDEN"):
+        path.write_text(text)
+    assert text == path.read_text()
+
+
+def test_a_second_run_writes_the_same_bytes() -> None:
+    first, second = sample(), sample()
+    assert rendered(first) == rendered(second)
+    assert [p.svg for p in pictures(first)] == [p.svg for p in pictures(second)]
+    png = overview(leaderboards(first)[0], first, "sample")
+    assert png == overview(leaderboards(second)[0], second, "sample")
+    assert b"matplotlib" not in png and b"Software" not in png
+
+
+def test_nothing_in_a_report_is_a_date() -> None:
+    text = "\n".join([*rendered(sample()).values(), *(p.svg for p in pictures(sample()))])
+    assert not re.search(r"\b20\d\d-\d\d-\d\d|\b\d\d:\d\d:\d\d", text)
+
+
+def test_csv_has_full_precision_and_empty_cells_for_holes() -> None:
+    lines = list(csv.DictReader(io.StringIO(rendered(sample())["accuracy.csv"])))
+    best = next(r for r in lines if (r["method"], r["ipc"]) == ("e2d", "1"))
+    assert float(best["mean"]) == pytest.approx((22.015 + 22.475 + 21.785) / 3, abs=1e-8)
+    hole = next(r for r in lines if (r["method"], r["ipc"]) == ("e2d", "50"))
+    assert (hole["mean"], hole["sd"], hole["rank"], hole["n"]) == ("", "", "", "0")
+    assert hole["notes"] == "seeds 0, 1 missing: diverged at step 120: loss is nan"
+
+
+def test_holes_show_as_a_dash_with_a_footnote() -> None:
+    text = rendered(sample())["accuracy.md"]
+    assert "| - | e2d | imagenet1k | 50 | resnet18 | resnet18 | paper | - | - | - | - | 0 | 2 |" in text
+    assert "2. seeds 0, 1 missing: diverged at step 120: loss is nan" in text
+
+
+def test_the_terminal_fits_100_columns() -> None:
+    lines = terminal(sample()).splitlines()
+    assert max(len(line) for line in lines) <= 100
+    # Nothing is folded: every method line starts with a rank, a dash or the method.
+    assert sum(line.strip().startswith(("random", "rded", "sre2l", "e2d")) for line in lines) >= 20
+
+
+def hostile_rows() -> Rows:
+    bad = record()
+    for name in ("method", "teacher", "protocol"):
+        bad.spec[name] = HOSTILE
+    bad.provenance = {**bad.provenance, "commit": HOSTILE}
+    bad.device = {**bad.device, "name": HOSTILE}
+    bad.upstream["synthesis"]["device"] = HOSTILE
+    broken = failed("data", HOSTILE, ipc=1)
+    broken.spec["student"] = HOSTILE
+    return collect([bad], failures=[broken], refused=[Refusal("k", HOSTILE, HOSTILE)], excluded=[(1, HOSTILE)])
+
+
+class Tags(HTMLParser):
+    """Collects element names and event attributes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.names.append(tag)
+        self.attributes += attrs
+
+
+def test_hostile_text_is_inert_in_html() -> None:
+    rows = hostile_rows()
+    text = page(HOSTILE, rows, leaderboards(rows), pictures(rows))
+    tags = Tags()
+    tags.feed(text)
+    assert tags.names.count("script") == 1
+    assert not any(name.startswith("on") for name, _ in tags.attributes)
+    assert not any("javascript:" in (v or "") for n, v in tags.attributes if n in ("href", "src"))
+    assert "\x1b" not in text and "\u202e" not in text
+
+
+def test_hostile_text_is_inert_in_figures() -> None:
+    for picture in pictures(hostile_rows()):
+        root = ET.fromstring(picture.svg)
+        assert not [e for e in root.iter() if e.tag.rpartition("}")[2] in ("script", "a", "image", "foreignObject")]
+        assert "\x1b" not in picture.svg
+
+
+def test_hostile_text_is_inert_in_csv() -> None:
+    for table in leaderboards(hostile_rows()):
+        text = to_csv(table)
+        assert "\x1b" not in text
+        for line in csv.reader(io.StringIO(text)):
+            assert not any(c.lstrip()[:1] in ("=", "+", "@") for c in line)
+    assert csv_text("=cmd()") == "'=cmd()"
+    assert csv_text("  @sum(1)").startswith("'")
+    assert csv_text("\t=1") == "'\\u0009=1"
+    assert csv_text("rded") == "rded"
+
+
+def test_hostile_text_is_inert_in_markdown() -> None:
+    rows = hostile_rows()
+    for table in leaderboards(rows):
+        text = to_markdown(table, rows, HOSTILE)
+        assert "<script" not in text and "\x1b" not in text
+        cells = {len(re.findall(r"(?<!\\)\|", line)) for line in text.splitlines() if line.startswith("|")}
+        assert len(cells) == 1
+    assert markdown_text("mobilenet_v2") == "mobilenet_v2"
+    assert markdown_text("_x_ a|b <i>") == "\\_x\\_ a\\|b &lt;i&gt;"
+
+
+def test_hostile_text_is_inert_on_a_terminal() -> None:
+    text = terminal(hostile_rows())
+    assert "\x1b" not in text and "\u202e" not in text
+    assert "[a](javascript" in text.replace("\n", "").replace(" ", "")
+
+
+@given(st.text(max_size=400))
+def test_clean_text_is_one_printable_line(text: str) -> None:
+    out = clean(text)
+    assert len(out) <= 300
+    assert out == " ".join(out.splitlines()) and out.isprintable()
+
+
+def test_sizes_are_decimal() -> None:
+    assert [size(v) for v in (0, 999, 1000, 30_410_000_000)] == ["0 B", "999 B", "1.00 kB", "30.41 GB"]
+
+
+@pytest.mark.parametrize("count", [0, 1, 40])
+def test_figures_of_no_one_and_many_methods(count: int) -> None:
+    rows = collect([record(f"m{i:02d}", accuracy=20.0 + i) for i in range(count)])
+    drawn = pictures(rows)
+    assert len(drawn) == (3 if count else 0)
+    assert overview(leaderboards(rows)[0], rows, "x").startswith(b"\x89PNG")
+    for picture in drawn:
+        ET.fromstring(picture.svg)
+        assert ("legend names 30 of 40" in picture.caption) == (count == 40)
+
+
+def test_a_synthesis_of_zero_seconds_has_no_place_on_a_log_axis() -> None:
+    free = record("random")
+    free.upstream["synthesis"]["seconds"] = 0.0
+    captions = {p.slug: p.caption for p in pictures(collect([free, record("e2d")]))}
+    assert "1 points without a positive cost" in captions["accuracy_synthesis"]
+
+
+def test_a_method_looks_the_same_in_every_figure() -> None:
+    look = Look.of(["b", "a", "c"] * 3)
+    assert look.colours == {"a": COLOURS[0], "b": COLOURS[1], "c": COLOURS[2]}
+    drawn = pictures(sample())
+    for name, colour in Look.of(list(METHODS)).colours.items():
+        assert all(colour in p.svg for p in drawn), name
+
+
+def test_the_page_needs_nothing_else() -> None:
+    rows = sample()
+    text = page("sample", rows, leaderboards(rows), pictures(rows))
+    links = [v for n, v in _attributes(text) if n in ("href", "src", "xlink:href", "action") and v]
+    assert links and all(v.startswith(("#", "data:")) for v in links)
+    assert "@import" not in text and not re.search(r"url\((?!#)", text)
+
+
+def test_ids_on_the_page_are_unique_and_links_have_a_target() -> None:
+    rows = sample()
+    attributes = _attributes(page("sample", rows, leaderboards(rows), pictures(rows)))
+    ids = [v for n, v in attributes if n == "id"]
+    assert len(ids) == len(set(ids))
+    targets = {v[1:] for n, v in attributes if n in ("href", "xlink:href") and v and v.startswith("#")}
+    assert targets <= set(ids)
+
+
+def _attributes(text: str) -> list[tuple[str, str | None]]:
+    tags = Tags()
+    tags.feed(text)
+    return tags.attributes

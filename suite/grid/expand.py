@@ -159,14 +159,11 @@ def count(selection: Selection) -> int:
     return sum(prod(len(values) for values in axes.values()) for axes, _ in _sources(selection))
 
 
-def expand(
-    selection: Selection, document: Document, max_cells: int = MAX_CELLS
-) -> tuple[list[Cell], list[tuple[Cell, str]]]:
-    """All cells in file order (the last axis runs fastest), and those that are excluded with the reason.
+def check_count(selection: Selection, document: Document, max_cells: int = MAX_CELLS) -> None:
+    """Refuse a grid that is too large, before anything is expanded.
 
     Raises:
-        UserError: If there are more than `max_cells`, a cell stands in the grid twice, an exclusion matches nothing, or
-            everything is excluded.
+        UserError: If there are more than `max_cells` before exclusions.
     """
     total = count(selection)
     if total > max_cells:
@@ -175,8 +172,15 @@ def expand(
             where=document.where(selection.products[0].location if selection.products else ("cells",)),
             hint="shorten an axis, exclude by splitting the product, or raise --max-cells",
         )
-    cells = _expand_all(selection, document)
-    return _exclude(cells, selection, document)
+
+
+def expand(selection: Selection, document: Document) -> tuple[list[Cell], list[tuple[Cell, str]]]:
+    """All cells in file order (the last axis runs fastest), and those that are excluded with the reason.
+
+    Raises:
+        UserError: If a cell stands in the grid twice, an exclusion matches nothing, or everything is excluded.
+    """
+    return _exclude(_expand_all(selection, document), selection, document)
 
 
 def _expand_all(selection: Selection, document: Document) -> list[Cell]:

@@ -6,7 +6,8 @@ import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields
 from functools import cache
-from typing import Any, Literal, get_args, get_type_hints
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -117,20 +118,31 @@ def typed(annotation: Any, value: Any, name: str, where: str) -> Any:
     """
     try:
         return _adapter(annotation).validate_json(json.dumps(value), strict=True)
-    except ValidationError as error:
-        options = get_args(annotation)
-        if getattr(annotation, "__origin__", None) is Literal:
-            hint = did_you_mean(str(value), options)
+    except ValidationError:
+        if get_origin(annotation) is Literal:
+            what, hint = f"{show(value)} is not allowed", did_you_mean(str(value), get_args(annotation))
         else:
-            hint = error.errors(include_url=False)[0]["msg"].lower()
-        raise UserError(f"{name}: {show(value)} is not {_type_name(annotation)}", where=where, hint=hint) from None
+            what, hint = f"{show(value)} is not {_type_name(annotation)}", _HINTS.get(annotation, "")
+        raise UserError(f"{name}: {what}", where=where, hint=hint or f"give {_type_name(annotation)}") from None
+
+
+_HINTS: dict[Any, str] = {
+    int: "write it without quotes and without a decimal point",
+    float: "write it without quotes",
+    bool: "write true or false",
+}
 
 
 def _type_name(annotation: Any) -> str:
-    if getattr(annotation, "__origin__", None) is Literal:
-        return "one of " + ", ".join(map(str, get_args(annotation)))
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-    return names.get(annotation, str(annotation).replace("typing.", ""))
+    """A type in a grid's words."""
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
+    parts = [_type_name(part) for part in get_args(annotation) if part is not Ellipsis]
+    if get_origin(annotation) is tuple:
+        same = len(set(parts)) == 1
+        return f"a list of {len(parts)} {parts[0].split()[-1]}s" if same else f"a list of {', '.join(parts)}"
+    if get_origin(annotation) in (Union, UnionType):
+        return " or ".join(parts)
+    return words.get(annotation, str(annotation))
 
 
 def parse_rules(parts: list[Part], methods: Iterable[str], document: Document) -> list[Rule]:

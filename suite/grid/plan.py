@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from suite.errors import SuiteError, UserError
-from suite.grid.expand import MAX_CELLS, Cell, Matcher, Selection, expand, select
+from suite.grid.expand import MAX_CELLS, Cell, Matcher, Selection, check_count, expand, select
 from suite.grid.names import check_names
 from suite.grid.overrides import Rule, method_values, parse_rules, student_values
 from suite.grid.schema import load_grid
@@ -63,8 +63,9 @@ def load_plan(path: Path, *, variant: str | None = None, max_cells: int = MAX_CE
     """
     grid, document = load_grid(path)
     selection = select(grid, document, variant)
-    cells, excluded = expand(selection, document, max_cells)
+    check_count(selection, document, max_cells)
     check_names(selection, document)
+    cells, excluded = expand(selection, document)
     return _Planner(selection, document).plan(cells, excluded)
 
 

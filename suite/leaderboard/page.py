@@ -17,6 +17,8 @@ from suite.leaderboard.rows import GROUP, Rows
 from suite.leaderboard.statistics import plain_records
 from suite.leaderboard.tables import Table
 
+#: Single rows that a page lists; more make it slow to open.
+MAX_ROWS = 5000
 _TEMPLATES = Path(__file__).resolve().parent / "templates"
 #: Columns of the table of single rows: name, heading, whether numbers.
 _ROW_COLUMNS = (
@@ -69,6 +71,7 @@ def page(name: str, rows: Rows, tables: list[Table], figures: list[Picture]) -> 
             summary=provenance(rows),
             row_columns=_ROW_COLUMNS,
             rows=_rows(rows),
+            total=len(rows.frame),
         )
     )
 
@@ -109,7 +112,7 @@ def provenance(rows: Rows) -> list[tuple[str, list[tuple[str, int]]]]:
 def _rows(rows: Rows) -> list[list[tuple[str, str]]]:
     """Single rows as (shown, sort value)."""
     lines = []
-    for r in plain_records(rows.frame):
+    for r in plain_records(rows.frame.head(MAX_ROWS)):
         line = []
         for name, _, numeric in _ROW_COLUMNS:
             v = r[name]

@@ -77,12 +77,14 @@ def pictures(rows: Rows) -> list[Picture]:
     lines = _lines(rows, {tuple(p[c] for c in GROUP): p["series"] for p in points})
     made = [_by_ipc(lines, look)]
     front = "The line joins what no other point beats in both directions; numbers are IPC."
+    devices = sorted({clean(d, 60) for d in rows.frame["device"].dropna()})
+    mixed = f" Seconds of different devices are not comparable: {', '.join(devices)}." if len(devices) > 1 else ""
     for x, slug, title, label in (
         ("synthesis_seconds", "accuracy_synthesis", "Accuracy against synthesis time", "synthesis seconds, total"),
         ("total_bytes", "accuracy_storage", "Accuracy against storage", "bytes of images, labels and auxiliary parts"),
     ):
         if any((p[x] or 0) > 0 for p in points):
-            made.append(_against(points, x, look, slug, title, label, front))
+            made.append(_against(points, x, look, slug, title, label, front + (mixed if "seconds" in x else "")))
     return made
 
 
@@ -190,7 +192,7 @@ def _against(
 ) -> Picture:
     drawn = [p for p in points if (p[x] or 0) > 0]
     if len(drawn) < len(points):
-        caption += f" {len(points) - len(drawn)} points without a positive cost have no place on a log axis."
+        caption += f" Without a positive cost, and so not on a log axis: {len(points) - len(drawn)}."
     panels = sorted({tuple(p[c] for c in PANEL) for p in drawn})
     with _theme(_TEXT, _LINE):
         figure, axes = _canvas(min(len(panels), MAX_PANELS))

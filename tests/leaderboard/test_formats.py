@@ -210,7 +210,30 @@ def test_a_synthesis_of_zero_seconds_has_no_place_on_a_log_axis() -> None:
     free = record("random")
     free.upstream["synthesis"]["seconds"] = 0.0
     captions = {p.slug: p.caption for p in pictures(collect([free, record("e2d")]))}
-    assert "1 points without a positive cost" in captions["accuracy_synthesis"]
+    assert "not on a log axis: 1." in captions["accuracy_synthesis"]
+
+
+def test_mixed_devices_are_named_under_the_figure() -> None:
+    other = record("e2d")
+    other.upstream["synthesis"]["device"] = "NVIDIA H100"
+    captions = {p.slug: p.caption for p in pictures(collect([record(), other]))}
+    assert "not comparable: NVIDIA A100-SXM4-40GB, NVIDIA H100" in captions["accuracy_synthesis"]
+    assert "comparable" not in captions["accuracy_storage"]
+
+
+def test_teachers_are_never_joined_into_one_line() -> None:
+    other = record("rded", accuracy=12.0)
+    other.spec["teacher"], other.key = "resnet50", "ab" * 8
+    assert "rded by resnet50" in pictures(collect([record(), other]))[0].svg
+
+
+def test_the_page_lists_a_bounded_number_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("suite.leaderboard.page.MAX_ROWS", 5)
+    rows = collect(grid())
+    text = page("x", rows, leaderboards(rows), [])
+    assert "The first 5 of 20 rows" in text
+    monkeypatch.undo()
+    assert "All 20 rows" in page("x", rows, leaderboards(rows), [])
 
 
 def test_a_method_looks_the_same_in_every_figure() -> None:

@@ -96,7 +96,7 @@ def test_a_report_through_a_real_store(grid: Path, store: Store, tmp_path: Path)
     for title in ("Accuracy", "Synthesis time", "Storage", "too easy"):
         assert title in done.stdout
     before = {p.name: p.read_bytes() for p in (out / "small").iterdir()}
-    assert run(grid, "--store", store.root, "--out", out).returncode == 0
+    assert report.main([str(grid), "--store", str(store.root), "--out", str(out)]) == 0
     assert {p.name: p.read_bytes() for p in (out / "small").iterdir()} == before
 
 

@@ -101,6 +101,28 @@ def method(
     return register
 
 
+def check_ranges(instance: Method, **allowed: bool) -> None:
+    """Refuse hyper-parameters that make no sense; called from a method's `__post_init__`, hence at planning time.
+
+    Args:
+        instance: The method.
+        allowed: For names of fields, whether their value can be used.
+
+    Raises:
+        UserError: Naming the fields that cannot.
+    """
+    bad = [f"{name} = {getattr(instance, name)!r}" for name, fine in allowed.items() if not fine]
+    if bad:
+        raise UserError(
+            f"{type(instance).name}: out of range: {', '.join(bad)}", hint=f"see {type(instance).__module__}"
+        )
+
+
+def is_area(crop: tuple[float, float]) -> bool:
+    """Whether a pair is a range of areas for RandomResizedCrop."""
+    return 0 < crop[0] <= crop[1] <= 1
+
+
 def unknown_needs(needs: tuple[str, ...]) -> set[str]:
     """The declared needs that do not exist."""
     return set(needs) - NEEDS

@@ -68,6 +68,7 @@ def small_teacher(seed: int = 0, classes: int = 10) -> Teacher:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+    net.zero_grad()
     return Teacher("net", net, facts.mean, facts.std)
 
 

@@ -146,13 +146,19 @@ def test_batches_do_not_depend_on_each_other() -> None:
 
 
 def test_teachers_take_turns_and_references_carry_the_count_over_early_stops() -> None:
+    resets: list[int] = []
+
     def order(carry: bool) -> tuple[list[int], Job]:
         job = tiny_job(teachers=3)
         called: list[int] = []
+        resets.clear()
 
         def critic(i: int) -> Critic:
             teacher = job.teachers[i]
-            return Critic(lambda x: (called.append(i), (teacher(x), ()))[1])  # type: ignore[func-returns-value]
+            return Critic(
+                lambda x: (called.append(i), (teacher(x), ()))[1],  # type: ignore[func-returns-value]
+                reset=lambda: resets.append(i),
+            )
 
         views = memory_views(job, 10, explore=3, threshold=math.inf)
         plan = composition(
@@ -163,8 +169,9 @@ def test_teachers_take_turns_and_references_carry_the_count_over_early_stops() -
 
     called, job = order(carry=True)
     assert called == [0, 1, 2, 0, 1, 2, 0, 1]  # explore + 1 updates each, one after the other
-    assert job.counters.image_iterations == 20 * 4
+    assert job.counters.image_iterations == 20 * 4 and resets == []
     called, _ = order(carry=False)
+    assert resets == [0, 1, 2, 0, 1, 2]
     assert called == [0, 1, 2, 0] + [(10 + t) % 3 for t in range(4)]
 
 

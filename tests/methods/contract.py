@@ -1,0 +1,118 @@
+"""What every method promises, as functions: run over the registry, and over a filled-in template."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import fields
+from functools import cache
+from typing import Any
+
+import torch
+from pydantic import TypeAdapter
+
+from suite.data.distilled import DistilledSet
+from suite.learn.job import Job
+from suite.learn.statistics import ClassStatistics, compute_statistics
+from suite.methods import Method
+from suite.spec.archs import check_arch
+from suite.spec.datasets import REGISTRY
+from suite.spec.keys import canonical, plain
+from suite.spec.recipes import StudentRecipe
+from tests.learn.synthesis_parts import DigitImages, small_teacher, tiny_job
+
+#: Values that make any method short. A new method needs an entry only for fields of other names.
+SHORT: dict[str, Any] = {"iterations": 5, "explore": 2, "candidates": 12, "crops": 2}
+IPC = 2
+
+
+@cache
+def statistics(seed: int) -> ClassStatistics:
+    teacher, real = small_teacher(seed), DigitImages()
+    x = (real.images / 255 - teacher.mean[0]) / teacher.std[0]
+    return compute_statistics(teacher.model, zip(x.split(256), real.labels.split(256), strict=True), 10, 4)
+
+
+def short(cls: type[Method], **overrides: Any) -> Method:
+    """The method on digits, with few iterations."""
+    names = {f.name for f in fields(cls)}  # type: ignore[arg-type]
+    return cls.for_dataset("digits", IPC, {k: v for k, v in SHORT.items() if k in names} | overrides)
+
+
+def job_for(cls: type[Method], seed: int = 0, ipc: int = IPC, teachers: int = 1) -> Job:
+    """A job with exactly the inputs that the method declares."""
+    job = tiny_job(ipc=ipc, seed=seed, teachers=teachers)
+    if "statistics" in cls.needs:
+        job.statistics = [statistics(i) for i in range(teachers)]
+    if "teacher" not in cls.needs:
+        job.teachers = []
+    if "real" not in cls.needs:
+        job.real = None
+    return job
+
+
+def check_images(cls: type[Method]) -> None:
+    """Shapes, determinism, the seed, counters."""
+    method = short(cls)
+    done: list[tuple[int, int]] = []
+    job = job_for(cls)
+    job.progress = lambda at, total: done.append((at, total))
+    made = method.synthesize(job)
+    assert isinstance(made, DistilledSet)
+    made.check(10, IPC, 16)
+    assert made.images.device.type == made.labels.device.type == "cpu"
+    assert made.images.float().std() > 10, "images carry nothing"
+    assert len(made.images.flatten(1).unique(dim=0)) == 10 * IPC, "two images are the same"
+    assert all(0 <= at <= total for at, total in done)
+
+    torch.manual_seed(12345)  # nothing may depend on the global generator
+    again_job = job_for(cls)
+    again = method.synthesize(again_job)
+    assert torch.equal(again.images, made.images) and again_job.counters == job.counters
+    assert not torch.equal(method.synthesize(job_for(cls, seed=1)).images, made.images)
+
+    planned = method.image_iterations(IPC) * 10 * IPC
+    assert (planned > 0) == (job.counters.image_iterations > 0)
+    assert job.counters.image_iterations <= planned
+    assert (job.counters.forward_images > 0) == ("teacher" in cls.needs)
+    assert job.counters.forward_images >= job.counters.image_iterations
+
+
+def check_teachers_stay(cls: type[Method]) -> None:
+    """Teachers leave a synthesis as they entered it: weights, mode, gradients and hooks."""
+    job = job_for(cls)
+    before = [{k: v.clone() for k, v in t.state_dict().items()} for t in job.teachers]
+    short(cls).synthesize(job)
+    for teacher, state in zip(job.teachers, before, strict=True):
+        assert all(torch.equal(v, state[k]) for k, v in teacher.state_dict().items())
+        assert not teacher.training and all(p.grad is None and not p.requires_grad for p in teacher.parameters())
+        assert not any(m._forward_pre_hooks or m._forward_hooks for m in teacher.modules())
+
+
+def check_facts(cls: type[Method]) -> None:
+    """Fields, paper values, teachers and recipes of every dataset, as a plan reads them."""
+    assert re.fullmatch(r"[a-z][a-z0-9_]*", cls.name) and cls.version >= 1
+    assert re.fullmatch(r"arXiv:\d{4}\.\d{4,5}|baseline", cls.paper), cls.paper
+    names = [f.name for f in fields(cls)]  # type: ignore[arg-type]
+    documented = cls.__doc__ or ""
+    assert all(f"{name}: " in documented for name in names), f"undocumented fields among {names}"
+    for (base, _), values in cls.paper_values.items():
+        assert base == "*" or base in REGISTRY
+        assert set(values) <= set(names)
+    for table in (cls.paper_teachers, cls.paper_label_teachers):
+        assert set(table) <= set(REGISTRY) and all(check_arch(a) for archs in table.values() for a in archs)
+    for base, facts in REGISTRY.items():
+        for ipc in (1, 10, 50):
+            method = cls.for_dataset(base, ipc)
+            params = plain({name: getattr(method, name) for name in names})
+            assert TypeAdapter(cls).validate_python(params) == method, "a stored spec does not give the method back"
+            for student in ("convnet3", "resnet18", "mobilenet_v2"):
+                recipe = method.recipe(base, facts.classes, ipc, student)
+                assert isinstance(recipe, StudentRecipe) and canonical(recipe)
+                assert (recipe.epochs is None) != (recipe.steps is None)
+                assert 1 <= recipe.batch <= ipc * facts.classes
+                assert recipe.loss == "ce" or cls.label_policy(base, "paper") != "hard"
+                assert not (base == "digits" and recipe.flip), "digits are not symmetric"
+                if cls.label_policy(base, "paper") == "stored":
+                    assert recipe.pad == 0, "label streams store resized crops, not padded ones"
+            assert cls.label_policy(base, "paper") in ("hard", "online", "stored")
+            assert method.image_iterations(ipc) >= 0

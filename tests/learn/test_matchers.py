@@ -4,8 +4,10 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from suite.errors import UserError
+from suite.learn import views
 from suite.learn.matchers import FeatureMatcher, bn_loss, bn_terms, dd_loss, segment_norms
 from suite.learn.models import clip
 from suite.learn.statistics import ClassStatistics, LayerTargets
@@ -276,3 +278,35 @@ def test_data_densification_equals_the_golden_values(name):
     assert single.item() == 0.0
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(dd_loss(x[order], g[f"{name}.y"][order]), loss)
+
+
+class NothingReadBack(TorchDispatchMode):
+    """Fails on operations that would make the host wait for a device."""
+
+    seen = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        assert name not in ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "equal"), name
+        self.seen += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_synthesis_step_reads_nothing_back():
+    net, x = toy()
+    taps, bn = Taps(net, ("bn", "conv"), 4), Taps(net)
+    matcher = FeatureMatcher(exact_targets(taps, x, shift=0.1), dtype=torch.float64)
+    boxes, mask, y = (
+        torch.tensor([[1, 2, 4, 3]] * 4),
+        torch.tensor([True, False, True, True]),
+        torch.tensor([0, 1, 2, 0]),
+    )
+    strips, offsets = torch.tensor([[1, 0]] * 4), torch.tensor([[0, 1]] * 4)
+    x.requires_grad_()
+    with NothingReadBack() as watch:
+        view = views.roll(views.flip(views.crop_resize(x, boxes, 6), mask), 1, 2)
+        view = views.cutmix(views.pad_crop(views.patch_shuffle(view, 2, strips, strips), 1, offsets), y, (1, 1, 3, 4))
+        logits, stats = taps(view)
+        loss = F.cross_entropy(logits, y) + matcher(stats, y) + bn_loss(bn(view)[1], bn.running)
+        torch.autograd.grad(loss, x)
+    assert watch.seen > 100

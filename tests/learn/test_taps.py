@@ -7,7 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from suite.errors import UserError
 from suite.learn.models import build
-from suite.learn.taps import Taps, patches
+from suite.learn.taps import Taps, moments, patches
 
 
 class CountVarMean(TorchDispatchMode):
@@ -16,6 +16,19 @@ class CountVarMean(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         self.calls += func.overloadpacket is torch.ops.aten.var_mean
         return func(*args, **(kwargs or {}))
+
+
+class CountFullMaps(TorchDispatchMode):
+    """Counts operations whose result is as large as a feature map."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size, self.calls = size, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        self.calls += isinstance(out, torch.Tensor) and out.numel() >= self.size and not out._is_view()
+        return out
 
 
 def net() -> nn.Module:
@@ -118,3 +131,22 @@ def test_a_network_without_batch_norm_is_a_user_error():
         Taps(build("convnet3_w8_in", 10, 32))
     with pytest.raises(UserError, match="keeps no running"):
         _ = Taps(nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False))).running
+
+
+def test_gradients_equal_autograds_and_keep_the_memory_format():
+    x = torch.randn(4, 6, 5, 5, dtype=torch.float64).to(memory_format=torch.channels_last).requires_grad_()
+    weights = torch.randn(2, 6, dtype=torch.float64)
+    mean, var = moments(x, (0, 2, 3))
+    (ours,) = torch.autograd.grad((weights[0] * mean + weights[1] * var).sum(), x)
+    var, mean = torch.var_mean(x, (0, 2, 3), correction=0)
+    (autograd,) = torch.autograd.grad((weights[0] * mean + weights[1] * var).sum(), x)
+    torch.testing.assert_close(ours, autograd)
+    assert ours.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_the_backward_pass_touches_each_map_once_a_layer():
+    x = torch.randn(8, 4, 16, 16, requires_grad=True)
+    mean, var = moments(x, (0, 2, 3))
+    with CountFullMaps(x.numel()) as count:
+        torch.autograd.grad((mean + var).sum(), x)
+    assert count.calls == 1

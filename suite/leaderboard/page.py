@@ -116,7 +116,11 @@ def _rows(rows: Rows) -> list[list[tuple[str, str]]]:
         line = []
         for name, _, numeric in _ROW_COLUMNS:
             v = r[name]
-            text = "-" if v is None or v == "" else f"{v:.2f}" if isinstance(v, float) else clean(v)
+            text = "-" if v is None or v == "" else _float(name, v) if isinstance(v, float) else clean(v)
             line.append((text[:12] if name == "commit" else text, "" if v is None else str(v) if numeric else clean(v)))
         lines.append(line)
     return lines
+
+
+def _float(name: str, value: float) -> str:
+    return f"{value:.4g}" if name.endswith(("epoch", "epochs")) else f"{value:.2f}"

@@ -28,8 +28,8 @@ COLUMNS: dict[str, str] = {
     **dict.fromkeys(("teacher", "student", "protocol", "setting"), "string"),
     "seed": "Int64",
     "labels": "string",
-    **dict.fromkeys(("accuracy_last", "accuracy_best"), "Float64"),
-    **dict.fromkeys(("best_epoch", "epochs", "steps", "classes", "val_images"), "Int64"),
+    **dict.fromkeys(("accuracy_last", "accuracy_best", "best_epoch", "epochs"), "Float64"),
+    **dict.fromkeys(("steps", "classes", "val_images"), "Int64"),
     "constant_prediction": "boolean",
     **dict.fromkeys(("synthesis_key", "synthesis_setting"), "string"),
     "synthesis_seconds": "Float64",
@@ -202,7 +202,7 @@ def row(record: Record, synthesis: Mapping[str, Mapping[str, Any]]) -> dict[str,
     s, n, up = record.spec, record.numbers, record.upstream
     made = up.get("synthesis") or {}
     images = _count(made, "images") or _integer(n["classes"], "classes") * _integer(s["ipc"], "ipc")
-    seconds, iterations = _seconds(made), _count(made, "image_iterations")
+    seconds, iterations = _positive(made, "seconds"), _count(made, "image_iterations")
     return {
         **{name: str(s[name]) for name in ("method", "dataset", "teacher", "student", "protocol", "labels")},
         "ipc": _integer(s["ipc"], "ipc"),
@@ -210,7 +210,9 @@ def row(record: Record, synthesis: Mapping[str, Mapping[str, Any]]) -> dict[str,
         "seed": _integer(s["seed"], "seed"),
         "accuracy_last": _percent(n["accuracy_last"], "accuracy_last"),
         "accuracy_best": _percent(n["accuracy_best"], "accuracy_best"),
-        **{name: _count(n, name) for name in ("best_epoch", "epochs", "steps", "classes", "val_images")},
+        # Fractions of an epoch are meant: budgets may be in steps.
+        **{name: _positive(n, name) for name in ("best_epoch", "epochs")},
+        **{name: _count(n, name) for name in ("steps", "classes", "val_images")},
         "constant_prediction": bool(n.get("constant_prediction", False)),
         "synthesis_key": record.inputs.get("synthesis", {}).get("key"),
         "synthesis_setting": _seedless(_synthesis_of(record, synthesis)),
@@ -223,8 +225,10 @@ def row(record: Record, synthesis: Mapping[str, Mapping[str, Any]]) -> dict[str,
         "peak_memory_bytes": _count(made, "peak_memory_bytes"),
         "peak_memory_kind": made.get("peak_memory_kind"),
         "device": made.get("device"),
-        **{f"{kind}_seconds": _seconds(up.get(kind) or {}) for kind in ("teacher", "statistics", "relabel")},
-        "evaluation_seconds": _seconds(record.cost),
+        **{
+            f"{kind}_seconds": _positive(up.get(kind) or {}, "seconds") for kind in ("teacher", "statistics", "relabel")
+        },
+        "evaluation_seconds": _positive(record.cost, "seconds"),
         "relabel_key": record.inputs.get("relabel", {}).get("key"),
         **ledger(record.storage),
         "key": record.key,
@@ -320,12 +324,12 @@ def _count(source: Mapping[str, Any], name: str) -> int | None:
     return int(value)
 
 
-def _seconds(cost: Mapping[str, Any]) -> float | None:
-    value = cost.get("seconds")
+def _positive(source: Mapping[str, Any], name: str) -> float | None:
+    value = source.get(name)
     if value is None:
         return None
-    if not math.isfinite(value) or value < 0:
-        raise ValueError(f"seconds is {value!r}")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+        raise ValueError(f"{name} is {value!r}")
     return float(value)
 
 

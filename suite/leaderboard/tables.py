@@ -273,5 +273,6 @@ def _finish(
         flag = "hole" if not line["n"] else "suspicious" if odd else ""
         rows.append({**{c.name: line.get(c.name) for c in columns}, "notes": notes, "flag": flag, "break": False})
     for above, below in pairwise(rows):
-        below["break"] = any(above.get(c) != below.get(c) for c in within)
+        same = [c for c in within if c != "device" or below["flag"] != "hole"]  # holes have no device
+        below["break"] = any(above.get(c) != below.get(c) for c in same)
     return Table(slug, title, caption, columns, rows, list(numbers))

@@ -69,6 +69,20 @@ def test_an_accuracy_that_is_no_percentage_is_refused(value: Any) -> None:
     assert "accuracy_last" in rows.refused[0].reason
 
 
+def test_epochs_may_be_fractions_where_the_budget_is_in_steps() -> None:
+    short = record()
+    short.numbers.update(epochs=0.75, best_epoch=0.5, steps=150)
+    row = collect([short]).frame.iloc[0]
+    assert (row["epochs"], row["best_epoch"], row["steps"]) == (0.75, 0.5, 150)
+
+
+@pytest.mark.parametrize("seconds", [-1.0, math.nan, math.inf, "12", True])
+def test_a_duration_that_is_none_is_refused(seconds: Any) -> None:
+    odd = record()
+    odd.upstream["synthesis"]["seconds"] = seconds
+    assert collect([odd]).refused[0].reason.startswith("unreadable record: seconds is")
+
+
 def test_a_failed_attempt_is_a_hole_with_its_newest_reason() -> None:
     first, second = failed("infra", "node down"), failed("oom", "needs 90 GB")
     first.attempt, second.attempt = "000-1", "001-1"

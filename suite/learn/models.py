@@ -19,7 +19,7 @@ from suite.errors import DataError, UserError, did_you_mean
 from suite.spec.archs import check_arch, parse_cifar_resnet, parse_convnet
 from suite.spec.datasets import IMAGENET_MEAN, IMAGENET_STD
 
-#: Side at which library classifiers work as they are; smaller sides are tried out.
+#: Side at which library classifiers work as they are; other sides are tried out.
 NATIVE = 224
 _BLOCKS = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 
@@ -87,7 +87,7 @@ def build(arch: str, classes: int, size: int, pretrained: str | None = None) -> 
         model = _timm(arch.removeprefix("timm."), classes, size, pretrained)
     else:
         model = _torchvision(arch, classes, size, pretrained)
-    if size < NATIVE:
+    if size != NATIVE:
         _try_out(arch, model, size)
     return model
 
@@ -134,8 +134,7 @@ def _torchvision(arch: str, classes: int, size: int, pretrained: str | None) -> 
         if pretrained is None:
             options["init_weights"] = True
     if pretrained is not None:
-        weights = _cached_weights(arch, pretrained)
-        _same_classes(arch, len(weights.meta["categories"]), classes)
+        weights = _cached_weights(arch, pretrained, classes)
         if arch.startswith(("vit_", "maxvit")) and size != NATIVE:
             raise UserError(f"the weights of {arch} are for {NATIVE} px, not {size}", hint="choose another teacher")
         return get_model(arch, weights=weights, **options)
@@ -149,7 +148,7 @@ def _torchvision(arch: str, classes: int, size: int, pretrained: str | None) -> 
         raise UserError(f"{arch} cannot be built for {size} px: {error}", hint="choose another network") from error
 
 
-def _cached_weights(arch: str, name: str) -> Any:
+def _cached_weights(arch: str, name: str, classes: int) -> Any:
     """The weights entry of torchvision, once its file is known to be in the hub's cache."""
     from torchvision.models import get_model_weights
 
@@ -157,6 +156,7 @@ def _cached_weights(arch: str, name: str) -> Any:
     if name not in entries.__members__:
         raise UserError(f"{arch} has no weights {name!r}", hint=did_you_mean(name, entries.__members__))
     weights = entries[name]
+    _same_classes(arch, len(weights.meta["categories"]), classes)
     file = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rpartition("/")[2]
     if not file.is_file():
         command = f"python -c \"import torchvision; torchvision.models.{arch}(weights='{name}')\""
@@ -215,7 +215,7 @@ def _same_classes(arch: str, has: int, classes: int) -> None:
 
 
 def _try_out(arch: str, model: nn.Module, size: int) -> None:
-    """One black image through the network: small sides break some networks in the middle of a run otherwise."""
+    """One black image through the network: some sides would break some networks in the middle of a run."""
     training = model.training
     model.eval()
     try:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch.nn import functional as F
+from torchvision.transforms.functional import resized_crop
 
 from suite.errors import UserError
 from suite.learn.soft_labels import HardLabels, OnlineLabels, kl, loss_function, mse_gt
@@ -173,3 +174,23 @@ def test_padding_is_black_before_normalisation() -> None:
     assert view[0, 0, 0, 0] == pytest.approx(black, abs=1e-6)  # the first four rows are padding
     assert view[0, 0, 4, 11] == pytest.approx(bright, abs=1e-6)
     assert view[0, 0, 4, 12] == pytest.approx(black, abs=1e-6)  # and the last four columns
+
+
+def test_views_are_shuffled_cropped_flipped_normalised_and_mixed_in_this_order() -> None:
+    distilled = some_digits(1)
+    plan = DrawnViews(replace(RECIPE, batch=10), 10, 16, seed=8).plan(0, 0)
+    assert plan.shuffle and plan.boxes is not None and plan.flips is not None and plan.cutmix
+    assert 0 < int(plan.flips.sum()) < 10 and plan.cutmix.share(16) > 0
+    x = []
+    for i, index in enumerate(plan.index):
+        image = distilled.images[index].float() / 255
+        image = torch.cat([image[:, :, 8 * c : 8 * c + 8] for c in plan.shuffle[0][i]], 2)
+        image = torch.cat([image[:, 8 * r : 8 * r + 8] for r in plan.shuffle[1][i]], 1)
+        image = resized_crop(image, *plan.boxes[i].tolist(), [16, 16], antialias=False)
+        image = image.flip(2) if plan.flips[i] else image
+        x.append((image - DIGITS.mean[0]) / DIGITS.std[0])
+    expected = torch.stack(x)
+    mixed, (x1, y1, x2, y2) = expected.clone(), plan.cutmix.box
+    for i, partner in enumerate(plan.cutmix.perm):
+        mixed[i, :, x1:x2, y1:y2] = expected[partner, :, x1:x2, y1:y2]
+    torch.testing.assert_close(Renderer(distilled.images, DIGITS, CPU)(plan), mixed, atol=1e-5, rtol=0)

@@ -10,14 +10,18 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from suite.data.distilled import DistilledSet
 from suite.errors import DataError, NumericError, UserError
 from suite.learn import models, students
 from suite.learn.label_stream import LabelStream, write_stream
+from suite.learn.schedules import factor
 from suite.learn.soft_labels import HardLabels, OnlineLabels, StoredLabels
 from suite.learn.students import Ema, budget, build_optimizer, parameter_groups, train_student
-from suite.learn.validation import Validation, centre
+from suite.learn.validation import Validation, centre, seeded
+from suite.learn.view_plans import DrawnViews, Renderer
 from suite.spec.recipes import RelabelRecipe, StudentRecipe
 from tests.helpers import golden
 from tests.learn.training import CPU, DIGITS, Linear, MemoryImages, digits, linear_teacher, some_digits
@@ -125,6 +129,75 @@ def test_a_student_learns_from_a_teacher_under_cutmix() -> None:
     recipe = StudentRecipe(epochs=None, steps=300, batch=50, crop=(0.5, 1.0), flip=False, evaluations=1)
     numbers = train(recipe, labels, arch="convnet3_w32", distilled=some_digits(10))
     assert numbers["accuracy_last"] > 70
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        replace(RECIPE, schedule="cos2", temperature=4.0),
+        replace(RECIPE, optimizer="sgd", lr=0.02, momentum=0.875, weight_decay=0.1, loss="mse_gt", ema=0.9),
+        replace(RECIPE, loss="ce", pad=2),
+    ],
+)
+def test_a_training_equals_the_same_loop_written_out(
+    recipe: StudentRecipe, linear: list[Linear], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teachers, distilled = [linear_teacher(seed=s) for s in (3, 4)], some_digits(4)
+    labels = HARD if recipe.loss == "ce" else OnlineLabels(teachers)
+    scored: list[list[torch.Tensor]] = []
+    score = Validation.score
+
+    def spy(self: Validation, model: nn.Module, *args: Any) -> Any:
+        scored.append([p.detach().clone() for p in model.parameters()])
+        return score(self, model, *args)
+
+    monkeypatch.setattr(Validation, "score", spy)
+    train(recipe, labels, seed=5)
+    drawn, render = DrawnViews(recipe, 40, 16, 5), Renderer(distilled.images, DIGITS, CPU)
+    with seeded(5, "student", CPU):
+        model = models.build("convnet1_w4", 10, 16)
+    average = [p.detach().clone() for p in model.parameters()]
+    groups = [{"params": [model.head.weight]}, {"params": [model.head.bias], "weight_decay": 0.0}]
+    optimizer: torch.optim.Optimizer = torch.optim.AdamW(groups, weight_decay=recipe.weight_decay)
+    if recipe.optimizer == "sgd":
+        optimizer = torch.optim.SGD(groups, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
+    for epoch in range(3):
+        for batch in range(3):
+            for group in optimizer.param_groups:
+                group["lr"] = recipe.lr * factor(recipe.schedule, epoch, 3)
+            plan = drawn.plan(epoch, batch)
+            assert plan.cutmix is not None
+            x, hard = render(plan), distilled.labels[plan.index]
+            teacher, y = (teachers[0](x) + teachers[1](x)) / 2, model(x)
+            share = plan.cutmix.share(16)
+            if recipe.loss == "kl":
+                p, log_p = (teacher / 4).softmax(1), (teacher / 4).log_softmax(1)
+                loss = (p * (log_p - (y / 4).log_softmax(1))).sum(1).mean()
+            elif recipe.loss == "mse_gt":
+                loss = (y - teacher).square().mean() + 0.025 * F.cross_entropy(y, hard)
+            else:
+                loss = (1 - share) * F.cross_entropy(y, hard) + share * F.cross_entropy(y, hard[plan.cutmix.perm])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            average = [
+                recipe.ema * a + (1 - recipe.ema) * p.detach() for a, p in zip(average, model.parameters(), strict=True)
+            ]
+    assert len(scored) == 2
+    torch.testing.assert_close(scored[-1], average, atol=1e-6, rtol=1e-5)
+
+
+def test_initial_weights_depend_on_the_seed(linear: list[Linear], monkeypatch: pytest.MonkeyPatch) -> None:
+    first: list[torch.Tensor] = []
+    original = students.build_optimizer
+    monkeypatch.setattr(
+        students,
+        "build_optimizer",
+        lambda r, m, d: (first.append(m.head.weight.detach().clone()), original(r, m, d))[1],
+    )
+    for seed in (0, 0, 1):
+        train(replace(RECIPE, epochs=1), seed=seed)
+    assert torch.equal(first[0], first[1]) and not torch.equal(first[0], first[2])
 
 
 def test_the_numbers_are_those_of_a_row() -> None:
@@ -286,8 +359,41 @@ def test_the_last_smaller_batch_is_kept(linear: list[Linear]) -> None:
     assert [len(x) for x, mode in zip(linear[0].seen, linear[0].modes, strict=True) if mode] == [16, 16, 8]
 
 
-def test_bf16_trains(linear: list[Linear]) -> None:
-    assert train(precision="bf16")["steps"] == 9
+def test_bf16_is_what_students_compute_in(linear: list[Linear]) -> None:
+    types: list[torch.dtype] = []
+    forward = Linear.forward
+
+    def spy(self: Linear, x: torch.Tensor) -> torch.Tensor:
+        types.append((logits := forward(self, x)).dtype)
+        return logits
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Linear, "forward", spy)
+        assert train(precision="bf16")["steps"] == 9
+    assert types == [torch.bfloat16] * 11, "nine steps and two validation batches"
+
+
+class _HostReads(TorchDispatchMode):
+    """Counts reads of a tensor's value by the host, each of which waits for the device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_host_reads_no_result_between_evaluations() -> None:
+    def reads(epochs: int, evaluations: int) -> int:
+        # CutMix draws are read by the host, but they are made there.
+        recipe = replace(RECIPE, epochs=epochs, evaluations=evaluations, optimizer="sgd", lr=0.01, cutmix=False)
+        with _HostReads() as mode:
+            train(replace(recipe, ema=0.9), OnlineLabels([linear_teacher()]))
+        return mode.count
+
+    assert reads(1, 1) == reads(6, 1) < reads(6, 2)
 
 
 def test_the_contract_of_distilled_sets_is_enough() -> None:

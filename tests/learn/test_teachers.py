@@ -9,13 +9,17 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch.nn import functional as F
 
 from suite.errors import DataError, NumericError, UserError
 from suite.learn import models
+from suite.learn.job import generator
+from suite.learn.schedules import warm_cosine
 from suite.learn.teachers import Teacher, augment, load_teacher, mean_logits, train_teacher
+from suite.learn.views import crop_resize, rrc_boxes
 from suite.spec.recipes import TeacherRecipe, teacher_recipe
 from suite.spec.stages import TeacherSpec
-from tests.learn.training import CPU, DIGITS, digits, linear_teacher
+from tests.learn.training import CPU, DIGITS, Linear, digits, linear_teacher
 
 ARCH = "convnet1_w4"
 SPEC = TeacherSpec("digits", "convnet3_w32", "scratch", teacher_recipe("digits"), 0, "torchvision", "fp32")
@@ -48,6 +52,45 @@ def test_a_teacher_that_diverges_says_so() -> None:
     spec = replace(SPEC, arch=ARCH, recipe=TeacherRecipe(epochs=2, batch=64, lr=1e20, pad=0, flip=False))
     with pytest.raises(NumericError, match=r"teacher"):
         train_teacher(spec, DIGITS, digits("train"), digits("val"), CPU)
+
+
+def test_a_teacher_training_equals_the_same_loop_written_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "build", lambda *_: Linear(10, 16, seed=5))
+    recipe = TeacherRecipe(3, 500, lr=0.1, warmup=1, crop=(0.3, 1.0), pad=0, label_smoothing=0.2, weight_decay=0.1)
+    train = digits("train")
+    state, numbers = train_teacher(replace(SPEC, recipe=recipe, seed=2), DIGITS, train, digits("val"), CPU)
+    model = Linear(10, 16, seed=5)
+    optimizer = torch.optim.SGD(model.parameters(), momentum=0.9, weight_decay=0.1)
+    step, flipped = 0, 0
+    for epoch in range(3):
+        draws = generator(2, "teacher views", epoch)
+        for images, labels in train.batches(500, seed=2, epoch=epoch):
+            boxes = rrc_boxes(len(labels), 16, 16, (0.3, 1.0), (3 / 4, 4 / 3), draws)
+            x = crop_resize(images / 255, boxes, 16)
+            mirrored = torch.rand(len(labels), generator=draws) < 0.5
+            flipped += int(mirrored.sum())
+            x = models.normalise(torch.where(mirrored[:, None, None, None], x.flip(3), x), DIGITS.mean, DIGITS.std)
+            optimizer.param_groups[0]["lr"] = 0.1 * warm_cosine(step / 3, 3, 1)
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), labels, label_smoothing=0.2).backward()
+            optimizer.step()
+            step += 1
+    assert numbers["steps"] == step == 9 and flipped > 0
+    torch.testing.assert_close(state, dict(model.state_dict()), atol=1e-6, rtol=1e-5)
+
+
+def test_a_teacher_computes_in_the_precision_of_its_spec(monkeypatch: pytest.MonkeyPatch) -> None:
+    types: list[torch.dtype] = []
+
+    class Spy(Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            types.append((logits := super().forward(x)).dtype)
+            return logits
+
+    monkeypatch.setattr(models, "build", lambda *_: Spy(10, 16))
+    spec = replace(SPEC, precision="bf16", recipe=TeacherRecipe(1, 500, pad=1))
+    train_teacher(spec, DIGITS, digits("train"), digits("val"), CPU)
+    assert types == [torch.bfloat16] * 4, "three steps and a validation batch"
 
 
 def test_without_a_recipe_nothing_is_trained() -> None:

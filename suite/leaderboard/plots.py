@@ -169,7 +169,7 @@ def _by_ipc(lines: pd.DataFrame, look: Look) -> Picture:
         figure, axes = _canvas(min(len(panels), MAX_PANELS))
         for ax, panel in zip(axes, panels, strict=False):
             _draw_by_ipc(ax, panel, lines[_inside(lines, panel)], look)
-        caption = "Mean of the last epoch over seeds; bars are 95 % t-intervals, absent for a single seed."
+        caption = "Mean of the last epoch over seeds; bars: 95 % t-intervals, none for one seed, cut at 0 and 100 %."
         return _picture(figure, axes, look, "accuracy_ipc", "Accuracy by method and IPC", caption, len(panels))
 
 
@@ -184,6 +184,7 @@ def _draw_by_ipc(ax: Axes, panel: tuple[str, ...], lines: pd.DataFrame, look: Lo
     )  # fmt: skip
     ax.set(xlabel="IPC", ylabel="accuracy %", title=_title(panel))
     ax.grid(visible=False, axis="x")
+    _percent_axis(ax)
     sns.despine(ax=ax, left=True)
 
 
@@ -225,7 +226,14 @@ def _draw_against(ax: Axes, points: list[dict[str, Any]], x: str, look: Look) ->
     ax.xaxis.set_minor_formatter(NullFormatter())
     ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: size(v, "g") if x == "total_bytes" else f"{v:,g}"))
     ax.margins(x=0.12, y=0.12)
+    _percent_axis(ax)
     sns.despine(ax=ax, left=True)
+
+
+def _percent_axis(ax: Axes) -> None:
+    """Two seeds can have intervals far beyond what a percentage can be: the axis ends there, the bars run off it."""
+    low, high = ax.get_ylim()
+    ax.set_ylim(max(low, -2.0), min(high, 102.0))
 
 
 def _title(panel: tuple[str, ...]) -> str:

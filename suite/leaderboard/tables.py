@@ -164,7 +164,7 @@ def synthesis_time(rows: Rows) -> Table:
         *_WHO, *_PROTOCOL, *([_SETTING] if several else []),
         Column("n", "n", "count", terminal=False, help="Distinct syntheses measured"),
         Column("seconds", "Seconds", "seconds", help="Device-synchronised seconds of one synthesis, mean"),
-        Column("seconds_sd", "sd", "spread", terminal=False),
+        Column("seconds_sd", "sd", "seconds", terminal=False),
         Column("seconds_per_image", "s / image", "seconds", short="s/img"),
         Column("image_iterations", "Image-iterations", "number", help="Updates summed over images", short="Img-it."),
         Column("iterations_per_image", "per image", "number", short="it./img"),

@@ -265,3 +265,10 @@ def _attributes(text: str) -> list[tuple[str, str | None]]:
     tags = Tags()
     tags.feed(text)
     return tags.attributes
+
+
+def test_wide_intervals_do_not_squeeze_the_figure() -> None:
+    rows = collect([record(accuracy=30.0), record(seed=1, accuracy=70.0)])
+    ticks = [float(t) for t in re.findall(r">(−?\d+)</text>", pictures(rows)[0].svg) if "−" not in t]
+    assert max(ticks) <= 100
+    assert "−" not in pictures(rows)[0].svg

@@ -201,22 +201,30 @@ def torchvision_epochs(setting: Setting) -> list[float]:
     return _time_epochs(loader, setting)
 
 
-def ffcv_epochs(setting: Setting) -> list[float]:
-    """Seconds of each epoch of FFCV, the first with its compilation."""
-    import numpy as np
-    from ffcv.fields.basics import IntDecoder
-    from ffcv.fields.rgb_image import RandomResizedCropRGBImageDecoder
-    from ffcv.loader import Loader, OrderOption
-    from ffcv.transforms import NormalizeImage, RandomHorizontalFlip, Squeeze, ToTensor, ToTorchImage
+def ffcv_pipeline(size: int) -> list[Any]:
+    """FFCV's operations for images, every compiled one before ToTensor.
 
-    # Every compiled operation stands before ToTensor; the other way round FFCV never finishes grouping them.
-    image = [
-        RandomResizedCropRGBImageDecoder((setting.size, setting.size), scale=AREA),
+    The other way round, FFCV never finishes grouping them (see `suite.data.ffcv_stream`).
+    """
+    import numpy as np
+    from ffcv.fields.rgb_image import RandomResizedCropRGBImageDecoder
+    from ffcv.transforms import NormalizeImage, RandomHorizontalFlip, ToTensor, ToTorchImage
+
+    return [
+        RandomResizedCropRGBImageDecoder((size, size), scale=AREA),
         RandomHorizontalFlip(),
         NormalizeImage(np.array(MEAN) * 255, np.array(STD) * 255, np.float32),
         ToTensor(),
         ToTorchImage(),
     ]
+
+
+def ffcv_epochs(setting: Setting) -> list[float]:
+    """Seconds of each epoch of FFCV, the first with its construction and compilation."""
+    from ffcv.fields.basics import IntDecoder
+    from ffcv.loader import Loader, OrderOption
+    from ffcv.transforms import Squeeze, ToTensor
+
     begin = time.perf_counter()
     loader = Loader(
         str(setting.path),
@@ -224,7 +232,7 @@ def ffcv_epochs(setting: Setting) -> list[float]:
         num_workers=setting.workers,
         os_cache=True,
         order=OrderOption.RANDOM,
-        pipelines={"image": image, "label": [IntDecoder(), ToTensor(), Squeeze()]},
+        pipelines={"image": ffcv_pipeline(setting.size), "label": [IntDecoder(), ToTensor(), Squeeze()]},
         drop_last=False,
         seed=0,
     )

@@ -175,7 +175,10 @@ def print_reasons(plan: Plan, items: list[Todo], held: bool = False) -> None:
 def nothing_to_do(launch: Launch) -> int:
     """Say so, and what comes next."""
     if launch.flying:
-        say(f"nothing to submit: {plural(len(launch.flying), 'stage')} in flight; {launch.command('suite.status')}")
+        say(f"nothing to submit: {plural(len(launch.flying), 'stage')} in flight")
+        if launch.arguments.wait:
+            return wait(launch)
+        say(f"next: {launch.command('suite.status')}")
         return 0
     if launch.state.held:
         say(f"nothing to submit: {plural(len(launch.state.held), 'stage')} held back")
@@ -229,22 +232,28 @@ def start(launch: Launch) -> int:
 
     flying = {(launch.plan.stages[i].kind, launch.plan.stages[i].key): task for i, task in launch.flying.items()}
     arrays = submit(run, waves, stages, launch.profile, flying)
-    tasks = sum(len(a.packs) for a in arrays)
-    jobs = [str(a.job) for a in arrays]
-    say(f"submitted {plural(len(stages), 'stage')} as {plural(tasks, 'task')} in {plural(len(arrays), 'array')}: "
-        f"jobs {' '.join(jobs)}")  # fmt: skip
-    cancel = f"cancel with: scancel {' '.join(jobs)}"
-    if not launch.arguments.wait:
-        say(f"next: {launch.command('suite.status')}")
-        say(cancel)
-        return 0
-    from suite.cluster.follow import follow_slurm, progress_bar
+    tasks = plural(sum(len(a.packs) for a in arrays), "task")
+    jobs = " ".join(str(a.job) for a in arrays)
+    say(f"submitted {plural(len(stages), 'stage')} as {tasks} in {plural(len(arrays), 'array')}: jobs {jobs}")
+    say(f"cancel with: scancel {jobs}")
+    if launch.arguments.wait:
+        return wait(launch)
+    say(f"next: {launch.command('suite.status')}")
+    return 0
 
+
+def wait(launch: Launch) -> int:
+    """Stay until what this and earlier launches submitted is published, or can no longer be."""
+    from suite.cluster.follow import follow_slurm, progress_bar
+    from suite.cluster.runs import recent_runs
+
+    stages = [launch.plan.stages[t.index] for t in launch.state.todo]
+    runs = [r for r in recent_runs(launch.store) if r.cluster == "slurm"]
     try:
         with progress_bar(len(stages), launch.plan.name) as advance:
-            follow_slurm(run, stages, launch.store, advance)
+            follow_slurm(runs, stages, launch.store, advance)
     except (KeyboardInterrupt, SystemExit):
-        print(f"the jobs go on; {cancel}", file=sys.stderr)
+        print(f"the jobs go on: {launch.command('suite.status')}", file=sys.stderr)
         raise
     return finish(launch)
 

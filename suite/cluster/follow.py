@@ -8,10 +8,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
-from suite.cluster.query import QueryFailed
+from suite.cluster.query import QueryFailed, in_flight, live_tasks
 from suite.cluster.runs import Run
 from suite.cluster.show import say
-from suite.cluster.slurm import still_in_queue
 from suite.errors import InfraError
 from suite.spec.stages import Stage
 from suite.store import Store
@@ -53,8 +52,14 @@ def progress_bar(total: int, what: str) -> Iterator[Progress]:
     yield line
 
 
-def follow_slurm(run: Run, stages: Sequence[Stage], store: Store, advance: Progress) -> None:
-    """Come back when every stage is published, or when Slurm has no job of this run any more.
+def follow_slurm(runs: Sequence[Run], stages: Sequence[Stage], store: Store, advance: Progress) -> None:
+    """Come back when every stage is published, or when Slurm has no task any more that would publish one.
+
+    Args:
+        runs: The runs whose tasks the stages are in.
+        stages: What to wait for.
+        store: Where it appears.
+        advance: Called with the number of newly published stages.
 
     Raises:
         InfraError: If Slurm does not answer for half an hour. The jobs go on.
@@ -66,11 +71,11 @@ def follow_slurm(run: Run, stages: Sequence[Stage], store: Store, advance: Progr
         fresh = {node for node in waiting if node[1] in published[node[0]]}
         waiting -= fresh
         advance(len(fresh))
+        # Twice: the last artifact may be published, or a task requeued, between the two questions.
         if not waiting or empty >= 2:
             return
         try:
-            # Twice: the last artifact may be published, or a task requeued, between the two questions.
-            empty = 0 if still_in_queue(run) else empty + 1
+            empty = 0 if waiting & in_flight(runs, live_tasks()).keys() else empty + 1
             heard = time.monotonic()
         except QueryFailed as error:
             if time.monotonic() - heard > _SILENCE:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from suite.spec.stages import Stage, input_kind
-from suite.store import Record, Store
+from suite.store import Store
 from suite.store.artifacts import Corrupt
 
 if TYPE_CHECKING:
@@ -85,8 +85,9 @@ def reconcile(plan: Plan, store: Store, retry: Collection[str] = ()) -> Reconcil
         if here:
             todo = _check(index, stage, store, digests, waiting)
         else:
-            failures = store.failures(stage.kind, stage.key) if stage.key in attempted[stage.kind] else []
-            todo = _unpublished(index, failures, retry)
+            todo = (
+                _unpublished(index, stage, store, retry) if stage.key in attempted[stage.kind] else Todo(index, "new")
+            )
         if todo is None:
             result.done.add(index)
             continue
@@ -136,14 +137,17 @@ def _check(index: int, stage: Stage, store: Store, digests: dict[Node, str], wai
     return None
 
 
-def _unpublished(index: int, failures: Sequence[Record], retry: Collection[str]) -> Todo:
+def _unpublished(index: int, stage: Stage, store: Store, retry: Collection[str]) -> Todo:
+    try:
+        failures = store.failures(stage.kind, stage.key)
+    except (OSError, ValueError, TypeError) as error:
+        return Todo(index, "failed", f"infra: the record of a failed attempt cannot be read: {error}")
     last = failures[-1].failure if failures else None
     if last is None:
         return Todo(index, "new")
-    detail = f"{last['kind']}: {last['message']}"
     if last["kind"] == "numeric" and "numeric" not in retry:
         return Todo(index, "diverged", last["message"])
-    return Todo(index, "failed", detail)
+    return Todo(index, "failed", f"{last['kind']}: {last['message']}")
 
 
 def clear_published(plan: Plan, store: Store, todo: Sequence[Todo]) -> int:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from suite.cluster.environment import as_worker
 from suite.cluster.pack import Pack
 from suite.cluster.profile import Profile
-from suite.cluster.query import QueryFailed, Task, call, live_tasks, max_array_size
+from suite.cluster.query import Task, call, max_array_size
 from suite.cluster.runs import Array, Run
 from suite.cluster.waves import Wave
 from suite.errors import InfraError
@@ -138,16 +138,3 @@ def _first_complaint(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     told = [line for line in lines if "error:" in line.lower() and "subprocess" not in line.lower()]
     return (told or lines or ["no answer"])[0]
-
-
-def still_in_queue(run: Run) -> list[Task]:
-    """Tasks of a run that wait or run.
-
-    Raises:
-        QueryFailed: If Slurm does not answer.
-    """
-    names = {a.name for a in run.arrays}
-    return [t for t in live_tasks() if t.name in names]
-
-
-__all__ = ["CannotSubmit", "QueryFailed", "still_in_queue", "submit"]

@@ -1,0 +1,109 @@
+"""A real Slurm for tests that are marked `slurm`: started once a session, stopped at its end."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.toys import ROOT, run
+
+SCRIPT = ROOT / "slurm" / "testcluster"
+
+
+@dataclass(frozen=True)
+class SlurmCluster:
+    """A running test cluster.
+
+    Attributes:
+        conf: Its `slurm.conf`.
+    """
+
+    conf: Path
+
+    def call(self, *command: str, timeout: float = 60) -> str:
+        """Run a Slurm command on it and return what it prints."""
+        done = subprocess.run(
+            command, env=self.environment(), capture_output=True, text=True, timeout=timeout, check=True
+        )
+        return done.stdout
+
+    def environment(self, **more: str) -> dict[str, str]:
+        """This process's environment, pointed at the cluster."""
+        return os.environ | {"SLURM_CONF": str(self.conf)} | more
+
+    def launch(
+        self, grid: Path, store: Path, *words: str, timeout: float = 400, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
+        """Run `python -m suite.launch` on it."""
+        return run(
+            "suite.launch",
+            grid,
+            "--profile",
+            "testcluster",
+            "--store",
+            store,
+            *words,
+            timeout=timeout,
+            **self.environment(**environment),
+        )
+
+
+def free_ports(count: int) -> int:
+    """The first of some consecutive free TCP ports."""
+    for first in range(21000, 60000, 50):
+        opened = []
+        try:
+            for port in range(first, first + count):
+                s = socket.socket()
+                opened.append(s)
+                s.bind(("127.0.0.1", port))
+        except OSError:
+            continue
+        finally:
+            for s in opened:
+                s.close()
+        return first
+    raise AssertionError("no free ports")
+
+
+def start(folder: Path, nodes: int = 4) -> subprocess.CompletedProcess[str]:
+    """Run `slurm/testcluster start`."""
+    words = ["start", "--dir", str(folder), "--nodes", str(nodes), "--port", str(free_ports(nodes + 3))]
+    return subprocess.run([sys.executable, SCRIPT, *words], capture_output=True, text=True, timeout=400, check=False)
+
+
+def stop(folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run `slurm/testcluster stop`."""
+    return subprocess.run(
+        [sys.executable, SCRIPT, "stop", "--dir", str(folder)], capture_output=True, text=True, timeout=200, check=False
+    )
+
+
+def skip_unless_possible() -> None:
+    """Skip where the cluster cannot run: not root, or Debian packages are missing."""
+    done = subprocess.run([sys.executable, SCRIPT, "check"], capture_output=True, text=True, timeout=60, check=False)
+    if done.returncode:
+        pytest.skip(done.stderr.strip())
+
+
+@pytest.fixture(scope="session")
+def slurm_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlurmCluster]:
+    """A real Slurm with four nodes, two pretended GPUs each, and accounting."""
+    skip_unless_possible()
+    folder = tmp_path_factory.mktemp("slurm") / "cluster"
+    for parent in folder.parents[:2]:
+        parent.chmod(0o755)  # munge and mysql have to enter
+    folder.parents[1].chmod(0o755)
+    done = start(folder)
+    assert done.returncode == 0, done.stderr
+    try:
+        yield SlurmCluster(folder / "slurm.conf")
+    finally:
+        stop(folder)

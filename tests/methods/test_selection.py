@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from torchvision.transforms.functional import resized_crop
 
 from suite.errors import DataError, UserError
 from suite.learn.job import Job
+from suite.learn.views import rrc_boxes
 from suite.methods import get
 from suite.spec.datasets import REGISTRY
 from tests.learn.synthesis_parts import DigitImages, small_teacher, tiny_job
@@ -71,6 +73,28 @@ def test_rded_with_whole_crops_takes_the_images_that_the_teacher_finds_easiest()
         # truncation to uint8 may lose one level
         assert (images[5 * c : 5 * c + 5].int() - real.images[best].int()).abs().max() <= 1
     assert job.counters.forward_images == 200 and job.counters.image_iterations == 0
+
+
+def test_rded_equals_a_plain_recomputation_crop_by_crop() -> None:
+    job, teacher = tiny_job(ipc=2), small_teacher()
+    images = synthesize("rded", job, factor=2, candidates=12, crops=4)
+    real = DigitImages()
+    for c in (0, 7):
+        members = torch.nonzero(real.labels == c).flatten()
+        members = members[torch.randperm(len(members), generator=job.generator("candidates", c))[:12]]
+        boxes = rrc_boxes(48, 16, 16, (0.08, 1.0), (1.0, 1.0), job.generator("crops", c)).tolist()
+        best = []
+        for i, index in enumerate(members.tolist()):
+            x = ((real.images[index] / 255 - teacher.mean[0]) / teacher.std[0])[None]
+            crops = [resized_crop(x, *box, [8, 8], antialias=True) for box in boxes[4 * i : 4 * i + 4]]
+            with torch.no_grad():
+                ce = [F.cross_entropy(teacher(F.pad(v, (4, 4, 4, 4))), torch.tensor([c])).item() for v in crops]
+            best.append(min(zip(ce, crops, strict=True), key=lambda pair: pair[0]))
+        ranked = [crop[0] for _, crop in sorted(best, key=lambda pair: pair[0])[:8]]
+        for j in range(2):
+            rows = [torch.cat([ranked[k * 2 + j] for k in (row, row + 1)], dim=2) for row in (0, 2)]
+            expected = (torch.cat(rows, dim=1) * teacher.std[0] + teacher.mean[0]).clamp(0, 1) * 255
+            assert (images[2 * c + j] - expected).abs().max() <= 1.01
 
 
 @pytest.mark.parametrize(("factor", "ipc"), [(1, 3), (2, 2), (3, 1)])

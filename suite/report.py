@@ -8,11 +8,15 @@ With a grid, every cell of it is a line: with a number, or with `-` and the reas
 from __future__ import annotations
 
 import argparse
-import sys
+import io
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from suite.errors import UserError, guarded
+from suite.grid import Plan, load_plan
+from suite.leaderboard.freshness import TEXT, stamp, state, unchanged
+from suite.store import Store
 
 if TYPE_CHECKING:
     from suite.leaderboard.rows import Rows
@@ -22,7 +26,18 @@ if TYPE_CHECKING:
 def main(argv: list[str] | None = None) -> int:
     """Parse, gather, write, print."""
     arguments = _parse(argv)
-    name, rows = _gather(arguments)
+    selection = _select(arguments)
+    folder = arguments.out / selection.name
+    if (text := unchanged(folder, selection.state)) is None:
+        text = _make(arguments, selection, folder)
+    print(text, end="")
+    print(f"page: {folder / 'index.html'}")
+    return 0
+
+
+def _make(arguments: argparse.Namespace, selection: Selection, folder: Path) -> str:
+    """Write the report and return its leaderboards as text."""
+    name, rows = selection.name, _gather(selection)
     if rows.frame.empty and not rows.refused and all(h.reason == "not run" for h in rows.holes):
         target = str(arguments.grid) if arguments.grid else "GRID"
         variant = f" --variant {arguments.variant}" if arguments.variant else ""
@@ -32,17 +47,16 @@ def main(argv: list[str] | None = None) -> int:
     from suite.leaderboard.tables import leaderboards
 
     tables = leaderboards(rows)
-    written = write(arguments.out / name, name, rows, tables)
-    _print(tables, rows)
-    print(f"page: {written / 'index.html'}")
-    return 0
+    text = _text(tables, rows)
+    stamp(folder, selection.state, write(folder, name, rows, tables, text))
+    return text
 
 
-def write(folder: Path, name: str, rows: Rows, tables: list[Table]) -> Path:
+def write(folder: Path, name: str, rows: Rows, tables: list[Table], text: str) -> list[str]:
     """Write all files of a report; everything is rendered before the first file is replaced.
 
     Returns:
-        The folder.
+        Their names.
 
     Raises:
         InfraError: If the file system refuses.
@@ -56,11 +70,12 @@ def write(folder: Path, name: str, rows: Rows, tables: list[Table]) -> Path:
     for table in tables:
         files[f"{table.slug}.csv"] = to_csv(table).encode()
         files[f"{table.slug}.md"] = to_markdown(table, rows, name).encode()
+    files[TEXT] = text.encode()
     files["overview.png"] = overview(tables[0], rows, name)
     files["index.html"] = page(name, rows, tables, pictures(rows)).encode()
     for file, data in files.items():
         write_bytes(folder / file, data)
-    return folder
+    return list(files)
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
@@ -75,34 +90,51 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def _gather(arguments: argparse.Namespace) -> tuple[str, Rows]:
-    """The report's name and its rows."""
-    from suite.store import Store
+@dataclass(frozen=True)
+class Selection:
+    """What is reported.
 
-    plan = None
-    if arguments.grid:
-        from suite.grid import load_plan
+    Attributes:
+        name: Of the grid, or `all`.
+        store: Where the rows are.
+        plan: The grid's plan; None for every row of the store.
+        state: A digest of everything that the report is made from.
+    """
 
-        plan = load_plan(arguments.grid, variant=arguments.variant)
+    name: str
+    store: Store
+    plan: Plan | None
+    state: str
+
+
+def _select(arguments: argparse.Namespace) -> Selection:
+    plan = load_plan(arguments.grid, variant=arguments.variant) if arguments.grid else None
     if arguments.store.exists() and not arguments.store.is_dir():
         raise UserError("the store is not a directory", where=str(arguments.store))
     store = Store(arguments.store)
+    if plan is None:
+        nodes = [("evaluation", home.name) for home in sorted((store.root / "evaluation").glob("*/*"))]
+        return Selection("all", store, None, state(store, "all", nodes))
+    nodes = [(s.kind, s.key) for s in plan.stages]
+    title = (plan.name, plan.cells, plan.cell_keys, plan.excluded)
+    return Selection(plan.name, store, plan, state(store, title, nodes))
+
+
+def _gather(selection: Selection) -> Rows:
     from suite.leaderboard.gather import from_plan, from_store
 
-    if plan is None:
-        return "all", from_store(store)
-    return plan.name, from_plan(store, plan.stages, plan.cells, plan.cell_keys, plan.excluded)
+    if (plan := selection.plan) is None:
+        return from_store(selection.store)
+    return from_plan(selection.store, plan.stages, plan.cells, plan.cell_keys, plan.excluded)
 
 
-def _print(tables: list[Table], rows: Rows) -> None:
-    """The leaderboards, at most 100 columns wide."""
+def _text(tables: list[Table], rows: Rows) -> str:
+    """The leaderboards as text, 100 columns wide."""
     from rich.console import Console
 
     from suite.leaderboard.formats import clean, remarks, to_terminal
 
-    console = Console(highlight=False, emoji=False, markup=False)
-    if not sys.stdout.isatty() or console.width > 100:
-        console.width = 100
+    console = Console(file=io.StringIO(), width=100, highlight=False, emoji=False, markup=False)
     for table in tables:
         console.print(to_terminal(table))
     for heading, items in remarks(rows):
@@ -111,6 +143,8 @@ def _print(tables: list[Table], rows: Rows) -> None:
             console.print(f"  {clean(item)}")
         if len(items) > 10:
             console.print(f"  ... {len(items) - 10} more in the files")
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
 
 
 if __name__ == "__main__":

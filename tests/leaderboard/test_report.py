@@ -88,7 +88,7 @@ def test_a_report_through_a_real_store(grid: Path, store: Store, tmp_path: Path)
     assert done.returncode == 0, done.stderr
     names = {
         "accuracy.csv", "accuracy.md", "synthesis_time.csv", "synthesis_time.md", "storage.csv", "storage.md",
-        "index.html", "overview.png",
+        "index.html", "overview.png", "leaderboards.txt", "stamp.json",
     }  # fmt: skip
     assert {p.name for p in (out / "small").iterdir()} == names
     assert done.stdout.rstrip().endswith(f"page: {out / 'small' / 'index.html'}")
@@ -96,6 +96,7 @@ def test_a_report_through_a_real_store(grid: Path, store: Store, tmp_path: Path)
     for title in ("Accuracy", "Synthesis time", "Storage", "too easy"):
         assert title in done.stdout
     before = {p.name: p.read_bytes() for p in (out / "small").iterdir()}
+    (out / "small" / "stamp.json").unlink()  # draws everything again
     assert report.main([str(grid), "--store", str(store.root), "--out", str(out)]) == 0
     assert {p.name: p.read_bytes() for p in (out / "small").iterdir()} == before
 
@@ -206,3 +207,19 @@ def test_a_report_that_cannot_be_made_leaves_the_old_one(
     with pytest.raises(RuntimeError):
         report.main(arguments)
     assert {p.name: p.read_bytes() for p in (tmp_path / "out" / "all").iterdir()} == before
+
+
+def test_an_unchanged_report_is_not_drawn_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from suite import report
+    from suite.leaderboard.freshness import unchanged
+
+    folder = tmp_path / "small"
+    folder.mkdir()
+    (folder / "leaderboards.txt").write_text("table\n")
+    report.stamp(folder, "state", ["leaderboards.txt"])
+    assert unchanged(folder, "state") == "table\n"
+    assert unchanged(folder, "another state") is None
+    (folder / "leaderboards.txt").write_text("edited\n")
+    assert unchanged(folder, "state") is None, "what was edited by hand is written again"
+    (folder / "stamp.json").write_text("{")
+    assert unchanged(folder, "state") is None

@@ -1,6 +1,12 @@
 """Images out of a beton through FFCV, in an order that we choose, without its ways of hanging.
 
-Measured on two cores (FFCV 1.0.2, numba 0.68): see `FfcvStream`.
+Measured on two shared cores (FFCV 1.0.2, numba 0.68): importing FFCV 3 to 5 s a process; building and compiling this
+pipeline about 1 s a split, against 5 to 10 s with random crops, flips and normalisation in it; then, for CIFAR-10's
+50,000 raw images, 0.15 s a pass compiled and 0.8 s interpreted, and for JPEG at 160 pixels about 2,500 images/s
+with both cores loaded by others and 16,000 without.
+
+FFCV decodes JPEG with libjpeg-turbo's fast transforms: beside PIL's, the red and blue channels are about one level of
+255 darker. So the loader is part of the keys of all stages that read real images.
 """
 
 from __future__ import annotations

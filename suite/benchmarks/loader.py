@@ -3,7 +3,8 @@
 Both give normalised fp32 batches of random resized crops (area 0.08 to 1) of the same side, flipped with probability
 one half, in a random order, with the same number of workers (threads for FFCV, processes for the DataLoader). FFCV
 reads the pixels from betons, as JPEG (quality 90) and raw; torchvision reads the source's own files, extracted. Each
-reader runs in a process of its own; the first epoch is warm-up, and FFCV's compilation is printed apart.
+reader runs in a process of its own, and they take turns, an epoch each, so that a busy machine is busy for all of them;
+the first epoch is warm-up, and FFCV's compilation is printed apart. The ratio is the median over the rounds.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +34,7 @@ class Setting:
     """What one reader is asked to do.
 
     Attributes:
-        path: Beton or folder.
+        path: Where `folder`, `jpg.beton` and `raw.beton` lie.
         size: Side of the crops in pixels.
         workers: Threads or processes.
         batch: Images a batch.
@@ -63,17 +66,17 @@ def run(arguments: argparse.Namespace) -> int:
             raise UserError(f"--{name} must be at least 1")
     with tempfile.TemporaryDirectory(prefix="suite-bench-") as scratch:
         images = _write_forms(arguments.source, arguments.size, Path(scratch), arguments.workers)
-        results = {}
-        for name, reader, path in (
-            ("torchvision", torchvision_epochs, Path(scratch) / "folder"),
-            ("ffcv_jpeg", ffcv_epochs, Path(scratch) / "jpg.beton"),
-            ("ffcv_raw", ffcv_epochs, Path(scratch) / "raw.beton"),
-        ):
-            setting = Setting(path, arguments.size, arguments.workers, arguments.batch, arguments.epochs)
-            results[name] = _measured(_apart(reader, setting, arguments.timeout), images)
-            _print_row(name, results[name])
-    base = results["torchvision"]["images_per_second"]
-    ratios = {n: results[n]["images_per_second"] / base for n in ("ffcv_jpeg", "ffcv_raw")}
+        setting = Setting(Path(scratch), arguments.size, arguments.workers, arguments.batch, arguments.epochs)
+        seconds = _in_turns(setting, images, arguments.timeout)
+    results = {name: _measured(times, images) for name, times in seconds.items()}
+    for name, result in results.items():
+        _print_row(name, result)
+    base = seconds["torchvision"][1:]
+    ratios = {
+        name: statistics.median(b / s for b, s in zip(base, times[1:], strict=True))
+        for name, times in seconds.items()
+        if name != "torchvision"
+    }
     for name, ratio in ratios.items():
         print(f"{name} / torchvision = {ratio:.2f}")
     if arguments.json:
@@ -139,49 +142,57 @@ def _write_forms(source: Path, size: int, scratch: Path, jobs: int) -> int:
     return len(items)
 
 
-def _apart(reader: Callable[[Setting], list[float]], setting: Setting, timeout: float) -> list[float]:
-    """Run a reader in a fresh process, so that no reader inherits another's threads or caches."""
+def _in_turns(setting: Setting, images: int, timeout: float) -> dict[str, list[float]]:
+    """Seconds of each epoch of each reader; every reader has a fresh process, and one of them works at a time."""
     context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_send, args=(theirs, reader, setting))
-    process.start()
-    theirs.close()
+    readers: dict[str, tuple[Any, Any]] = {}
+    seconds: dict[str, list[float]] = {name: [] for name in READERS}
     try:
-        if not ours.poll(timeout):
-            raise InfraError(f"{reader.__name__} gave nothing for {timeout:g} s")
-        result: list[float] = ours.recv()
-        return result
-    except EOFError as error:
-        raise InfraError(f"{reader.__name__} died") from error
+        for name in READERS:
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_serve, args=(theirs, name, setting))
+            process.start()
+            theirs.close()
+            readers[name] = (process, ours)
+        for _ in range(setting.epochs + 1):
+            for name, (_process, pipe) in readers.items():
+                pipe.send("epoch")
+                if not pipe.poll(timeout):
+                    raise InfraError(f"{name} gave nothing for {timeout:g} s")
+                taken, count = pipe.recv()
+                if count != images:
+                    raise InfraError(f"{name} gave {count} of {images} images in an epoch")
+                seconds[name].append(taken)
+    except (EOFError, BrokenPipeError) as error:
+        raise InfraError(f"{name} died") from error
     finally:
-        process.kill()
-        process.join()
-
-
-def _send(pipe: Any, reader: Callable[[Setting], list[float]], setting: Setting) -> None:
-    pipe.send(reader(setting))
-
-
-def _time_epochs(batches: Iterable[Any], setting: Setting) -> list[float]:
-    """Seconds of each epoch; every image must have come, normalised and in fp32."""
-    import torch
-
-    seconds, shape = [], (3, setting.size, setting.size)
-    for _ in range(setting.epochs + 1):
-        begin = time.perf_counter()
-        count = 0
-        for images, _labels in batches:
-            if images.shape[1:] != shape or images.dtype != torch.float32:
-                raise InfraError(f"a batch is {images.dtype} {tuple(images.shape)}")
-            count += len(images)
-        seconds.append(time.perf_counter() - begin)
-    if count != len(batches.dataset if hasattr(batches, "dataset") else batches.indices):  # type: ignore[attr-defined]
-        raise InfraError(f"an epoch gave {count} images")
+        for process, pipe in readers.values():
+            pipe.close()  # tells the reader to leave, and its workers with it
+            process.join(10)
+            process.kill()
+            process.join()
     return seconds
 
 
-def torchvision_epochs(setting: Setting) -> list[float]:
-    """Seconds of each epoch of ImageFolder and DataLoader."""
+def _serve(pipe: Any, name: str, setting: Setting) -> None:
+    """Run an epoch whenever asked; the first one also builds the reader."""
+    import torch
+
+    batches: Iterable[Any] | None = None
+    with suppress(EOFError):
+        while pipe.recv():
+            begin, count = time.perf_counter(), 0
+            if batches is None:
+                batches = READERS[name](setting)
+            for images, _labels in batches:
+                if images.shape[1:] != (3, setting.size, setting.size) or images.dtype != torch.float32:
+                    raise InfraError(f"a batch is {images.dtype} {tuple(images.shape)}")
+                count += len(images)
+            pipe.send((time.perf_counter() - begin, count))
+
+
+def torchvision_reader(setting: Setting) -> Iterable[Any]:
+    """ImageFolder and DataLoader."""
     import torch
     from torch.utils.data import DataLoader
     from torchvision import transforms
@@ -194,11 +205,8 @@ def torchvision_epochs(setting: Setting) -> list[float]:
         transforms.ToTensor(),
         transforms.Normalize(MEAN, STD),
     ]
-    images = ImageFolder(str(setting.path), transforms.Compose(steps))
-    loader = DataLoader(
-        images, setting.batch, shuffle=True, num_workers=setting.workers, persistent_workers=True, pin_memory=False
-    )
-    return _time_epochs(loader, setting)
+    images = ImageFolder(str(setting.path / "folder"), transforms.Compose(steps))
+    return DataLoader(images, setting.batch, shuffle=True, num_workers=setting.workers, persistent_workers=True)
 
 
 def ffcv_pipeline(size: int) -> list[Any]:
@@ -219,15 +227,14 @@ def ffcv_pipeline(size: int) -> list[Any]:
     ]
 
 
-def ffcv_epochs(setting: Setting) -> list[float]:
-    """Seconds of each epoch of FFCV, the first with its construction and compilation."""
+def ffcv_reader(setting: Setting, mode: str) -> Iterable[Any]:
+    """FFCV over the beton of one mode, `jpg` or `raw`."""
     from ffcv.fields.basics import IntDecoder
     from ffcv.loader import Loader, OrderOption
     from ffcv.transforms import Squeeze, ToTensor
 
-    begin = time.perf_counter()
-    loader = Loader(
-        str(setting.path),
+    loader: Iterable[Any] = Loader(
+        str(setting.path / f"{mode}.beton"),
         batch_size=setting.batch,
         num_workers=setting.workers,
         os_cache=True,
@@ -236,6 +243,11 @@ def ffcv_epochs(setting: Setting) -> list[float]:
         drop_last=False,
         seed=0,
     )
-    built = time.perf_counter() - begin
-    seconds = _time_epochs(loader, setting)
-    return [seconds[0] + built, *seconds[1:]]
+    return loader
+
+
+READERS: dict[str, Callable[[Setting], Iterable[Any]]] = {
+    "torchvision": torchvision_reader,
+    "ffcv_jpeg": partial(ffcv_reader, mode="jpg"),
+    "ffcv_raw": partial(ffcv_reader, mode="raw"),
+}

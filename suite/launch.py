@@ -78,16 +78,17 @@ class Launch:
         """Stages to start now: those that are neither done, held back, nor in flight."""
         return [t for t in self.state.todo if t.index not in self.flying]
 
-    def command(self, module: str, *more: str) -> str:
+    def command(self, module: str) -> str:
         """The command to type next."""
         a = self.arguments
         words = ["python", "-m", module, str(a.grid)]
-        for flag in ("variant", "store"):
-            if getattr(a, flag) is not None:
-                words += [f"--{flag}", str(getattr(a, flag))]
+        if a.variant is not None:
+            words += ["--variant", a.variant]
+        if module == "suite.report":  # reads a store and knows no profiles
+            return shlex.join([*words, "--store", a.store or self.profile.store])
         if a.profile != "local":
             words += ["--profile", a.profile]
-        return shlex.join([*words, *more])
+        return shlex.join([*words, *(["--store", a.store] if a.store else [])])
 
 
 def main() -> int:

@@ -5,11 +5,13 @@ Never `afterok` on an array: one failed task would hold up everything behind it.
 
 from __future__ import annotations
 
+import io
 import os
 import shlex
 import shutil
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stderr
 from typing import TYPE_CHECKING, Any
 
 from suite.cluster.environment import as_worker
@@ -77,7 +79,7 @@ def submit(
             array.job = _submit_array(run, array, wave, packs, profile, jobs)
         except InfraError as error:
             kind = InfraError if done else CannotSubmit
-            hint = f"{done} of {len(chunks)} arrays are submitted; the same command submits the rest later"
+            hint = f"{done} of {len(chunks)} arrays are submitted; the same command submits the rest" if done else ""
             raise kind(error.what, where=array.name, hint=hint) from error
         run.save()
         producers |= {(s.kind, s.key): array.job for s in members}
@@ -94,7 +96,7 @@ def _submit_array(
     work = [Pack(str(run.path), tuple(p)) for p in packs]
     for wait in (*_WAITS, None):
         try:
-            with as_worker(profile):
+            with as_worker(profile), redirect_stderr(io.StringIO()):  # submitit repeats sbatch's complaint there
                 executor = SlurmExecutor(folder, max_num_timeout=_MAX_REQUEUES, python=shlex.quote(profile.python))
                 _set_parameters(executor, array, wave, profile, after)
                 return str(executor.submit_array(work)[0].job_id).partition("_")[0]

@@ -6,7 +6,9 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,17 +95,23 @@ def skip_unless_possible() -> None:
         pytest.skip(done.stderr.strip())
 
 
+@contextmanager
+def cluster_folder() -> Iterator[Path]:
+    """A new directory that munge and mysql may enter (pytest's own are closed to them); its cluster is stopped."""
+    with tempfile.TemporaryDirectory(prefix="suite-slurm-") as name:
+        Path(name).chmod(0o755)
+        folder = Path(name) / "cluster"
+        try:
+            yield folder
+        finally:
+            stop(folder)
+
+
 @pytest.fixture(scope="session")
-def slurm_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlurmCluster]:
+def slurm_cluster() -> Iterator[SlurmCluster]:
     """A real Slurm with four nodes, two pretended GPUs each, and accounting."""
     skip_unless_possible()
-    folder = tmp_path_factory.mktemp("slurm") / "cluster"
-    for parent in folder.parents[:2]:
-        parent.chmod(0o755)  # munge and mysql have to enter
-    folder.parents[1].chmod(0o755)
-    done = start(folder)
-    assert done.returncode == 0, done.stderr
-    try:
+    with cluster_folder() as folder:
+        done = start(folder)
+        assert done.returncode == 0, done.stderr
         yield SlurmCluster(folder / "slurm.conf")
-    finally:
-        stop(folder)

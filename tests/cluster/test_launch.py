@@ -209,3 +209,18 @@ def test_a_run_writes_down_what_workers_need(grid: Path, store: Path) -> None:
     planned: list[Stage] = load_plan(grid).stages
     assert [line["key"] for line in lines] == [s.key for s in planned]
     assert json.loads((folder / "jobs.json").read_text())["arrays"][0]["packs"] == [[0]]
+
+
+@pytest.mark.parametrize(("words", "code"), [([], 2), (["no/such/grid.yaml", "local"], 2), (["x.yaml", "nowhere"], 2)])
+def test_nightly_passes_bad_input_on(words: list[str], code: int) -> None:
+    script = [str(ROOT / "slurm" / "nightly.sh"), *words]
+    done = subprocess.run(
+        script,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ | {"PYTHON": command("x")[0]},
+        check=False,
+    )
+    assert done.returncode == code
+    assert not (ROOT / "reports" / "grid").exists()

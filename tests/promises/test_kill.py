@@ -10,7 +10,7 @@ import pytest
 from suite.grid import Plan
 from suite.spec.stages import KINDS
 from suite.store import Store
-from tests.promises.conftest import run_in_fork, write_run
+from tests.tiny import run_in_fork, write_run
 
 POINTS = ["start", "computed", "recorded", "sealed", "published"]
 

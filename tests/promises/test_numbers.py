@@ -11,7 +11,7 @@ import pytest
 from suite.grid import Plan
 from suite.spec.stages import Stage
 from suite.store import Store
-from tests.promises.conftest import run_in_fork, write_run
+from tests.tiny import run_in_fork, write_run
 
 pytestmark = pytest.mark.ffcv
 

@@ -16,7 +16,7 @@ from suite.grid import Plan
 from suite.spec.stages import KINDS, Stage, input_kind
 from suite.store import Store
 from tests.helpers import ROOT
-from tests.promises.conftest import write_grid
+from tests.tiny import write_grid
 
 pytestmark = pytest.mark.ffcv
 

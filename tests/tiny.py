@@ -6,9 +6,7 @@ import json
 import os
 from pathlib import Path
 
-import pytest
-
-from suite.grid import Plan, load_plan
+from suite.grid import Plan
 from suite.store import Store
 
 TINY = """\
@@ -66,16 +64,3 @@ def run_in_fork(run: Path, indices: list[int], fault: str = "") -> int:
             os._exit(code)
     _, status = os.waitpid(pid, 0)
     return os.waitstatus_to_exitcode(status)
-
-
-@pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Plan, Store, Path]:
-    """The tiny grid, run once: plan, store and run directory. Read-only for tests; copy before changing."""
-    from suite.work import run_pack
-
-    folder = tmp_path_factory.mktemp("tiny")
-    plan = load_plan(write_grid(folder))
-    store = Store(folder / "store")
-    run = write_run(plan, store)
-    assert run_pack(str(run), list(range(len(plan.stages)))) == 0
-    return plan, store, run

@@ -74,6 +74,15 @@ def test_every_byte_of_a_manifest_counts(tmp_path: Path) -> None:
             store.open("prepare", stage.key)
 
 
+def test_a_number_that_became_infinite_is_noticed(tmp_path: Path) -> None:
+    store, stage = Store(tmp_path), toy()
+    publish(store, stage)
+    path = store.home("prepare", stage.key) / "out" / "manifest.json"
+    path.write_text(path.read_text().replace('"schema": 1', '"schema": 1,\n "extra": 1e99999'))
+    with pytest.raises(Corrupt):
+        store.open("prepare", stage.key)
+
+
 def test_unexpected_files_and_symlinks_are_refused(tmp_path: Path) -> None:
     store, stage = Store(tmp_path), toy()
     publish(store, stage)

@@ -53,9 +53,10 @@ def shown(column: Column, value: Any) -> str:
         case "percent" | "spread":
             return f"{value:.2f}"
         case "interval":
-            return f"{value[0]:.2f} to {value[1]:.2f}"
+            # The mean lies within 0 and 100, so that an interval cut there covers it as often.
+            return f"{max(value[0], 0.0):.2f} to {min(value[1], 100.0):.2f}"
         case "seconds":
-            return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}" if value < 100 else f"{value:.1f}"
+            return duration(value)
         case "bytes":
             return size(value)
     return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.1f}"
@@ -67,6 +68,17 @@ def size(count: float, form: str = ".2f") -> str:
         if count >= 10**power:
             return f"{count / 10**power:{form}} {unit}"
     return f"{count:.0f} B"
+
+
+def duration(seconds: float) -> str:
+    """Three digits with a unit: `78.8 µs`, `6.36 ms`, `442 s`; whole seconds from 1000 on."""
+    if seconds >= 1000:
+        return f"{seconds:,.0f} s"
+    rounded = float(f"{seconds:.3g}")
+    for unit, power in (("s", 0), ("ms", -3)):
+        if rounded >= 10**power:
+            return f"{rounded / 10**power:g} {unit}"
+    return f"{rounded * 1e6:g} µs" if rounded else "0 s"
 
 
 def sort_value(column: Column, value: Any) -> str:
@@ -102,7 +114,7 @@ def _csv_value(table: Table, column: Column, value: Any) -> str:
 
 
 def to_markdown(table: Table, rows: Rows, name: str) -> str:
-    """A Markdown page: the table, its footnotes, and what was refused."""
+    """A Markdown page: the table, its footnotes, what its columns mean, and what was refused."""
     columns = [c for c in table.columns if c.shown]
     lines = [f"# {table.title}: {markdown_text(name)}", "", table.caption, ""]
     lines.append("| " + " | ".join(c.header for c in columns) + " |")
@@ -112,9 +124,15 @@ def to_markdown(table: Table, rows: Rows, name: str) -> str:
         lines.append("| " + " | ".join(cells) + " |")
     if table.footnotes:
         lines += ["", "Notes:", "", *(f"{i}. {markdown_text(t)}" for i, t in enumerate(table.footnotes, 1))]
+    lines += ["", "Columns:", "", *(f"- **{markdown_text(h)}**: {markdown_text(t)}" for h, t in legend(table))]
     for heading, items in remarks(rows):
         lines += ["", heading, "", *(f"- {markdown_text(item)}" for item in items)]
     return "\n".join(lines) + "\n"
+
+
+def legend(table: Table) -> list[tuple[str, str]]:
+    """What the columns mean: (header, meaning) of those that do not speak for themselves."""
+    return [(c.header, c.help) for c in table.columns if c.shown and c.help]
 
 
 def remarks(rows: Rows) -> list[tuple[str, list[str]]]:
@@ -128,31 +146,52 @@ def remarks(rows: Rows) -> list[tuple[str, list[str]]]:
     return found
 
 
-def to_terminal(table: Table, limit: int = 40) -> Group:
-    """A compact table: identity columns with a single value move above it; at most `limit` lines and 15 footnotes."""
+def to_terminal(table: Table, limit: int = 40, width: int = 100) -> Group:
+    """A compact table: identity columns with a single value move above it; at most `limit` lines and 15 footnotes.
+
+    Spare columns that do not fit into `width` are left out and named below it.
+    """
     from rich import box
     from rich.console import Group
     from rich.table import Table as RichTable
     from rich.text import Text
 
-    constant = {c.name: shown(c, table.constant()[c.name]) for c in table.columns if c.name in table.constant()}
+    constant = table.constant()
     empty = {c.name for c in table.columns if all(r[c.name] in (None, []) for r in table.rows)}
     columns = [c for c in table.columns if c.terminal and c.name not in constant and c.name not in empty]
-    result = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    lines = table.rows[:limit]
+    left_out = _too_many(columns, lines, width)
+    columns = [c for c in columns if c not in left_out]
+    result = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for c in columns:
         result.add_column(Text(c.short or c.header), justify="right" if c.numeric else "left", overflow="fold")
-    for row in table.rows[:limit]:
+    for row in lines:
         style = "dim" if row["flag"] == "hole" else "yellow" if row["flag"] else ""
         result.add_row(*(Text(_short(c, row[c.name])) for c in columns), style=style)
     head = Text(table.title, style="bold")
     if constant:
-        head.append("  " + ", ".join(f"{k} {v}" for k, v in constant.items()), style="not bold")
+        same = [f"{c.header} {shown(c, constant[c.name])}" for c in table.columns if c.name in constant]
+        head.append("  " + ", ".join(same), style="not bold")
     tail = [Text(f"  {i} {clean(t)}") for i, t in enumerate(table.footnotes[:15], 1)]
+    if left_out:
+        tail.append(Text(f"  In the files only: {', '.join(c.header for c in left_out)}"))
     if len(table.rows) > limit:
         tail.append(Text(f"  ... {len(table.rows) - limit} more lines in the files"))
     if len(table.footnotes) > 15:
         tail.append(Text(f"  ... {len(table.footnotes) - 15} more notes in the files"))
-    return Group(head, result, *tail, Text(""))
+    return Group(head, Text(table.caption, style="dim"), result, *tail, Text(""))
+
+
+def _too_many(columns: list[Column], lines: list[dict[str, Any]], width: int) -> list[Column]:
+    """Spare columns to leave out, the last one first, so that the others fit into a width."""
+    needed = [2 + max(map(len, (c.short or c.header, *(_short(c, r[c.name]) for r in lines)))) for c in columns]
+    left_out: list[Column] = []
+    missing = sum(needed) - width
+    for column, wide in zip(reversed(columns), reversed(needed), strict=True):
+        if column.spare and missing > 0:
+            left_out.insert(0, column)
+            missing -= wide
+    return left_out
 
 
 def _short(column: Column, value: Any) -> str:
@@ -162,5 +201,5 @@ def _short(column: Column, value: Any) -> str:
             if value >= max(10**power, 10_000):
                 return f"{value / 10**power:.4g}{unit}"
     if column.form == "bytes" and value is not None:
-        return size(value, ".3g")
+        return size(float(f"{value:.3g}"), "g")
     return shown(column, value)

@@ -11,7 +11,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from suite.leaderboard.formats import clean, remarks, shown, sort_value
+from suite.leaderboard.formats import clean, legend, remarks, shown, sort_value
 from suite.leaderboard.plots import Picture
 from suite.leaderboard.rows import GROUP, Rows
 from suite.leaderboard.statistics import plain_records
@@ -44,7 +44,7 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.globals.update(shown=shown, sort_value=sort_value)
+    environment.globals.update(legend=legend, shown=shown, sort_value=sort_value)
     environment.filters["clean"] = clean
     return environment
 

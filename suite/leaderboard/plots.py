@@ -292,7 +292,7 @@ def _draw_table(ax: Axes, table: Table, rows: list[dict[str, Any]], limit: int) 
     cells = [[shown(c, r[c.name])[:24] for c in columns] for r in rows[:limit]]
     if len(rows) > limit:
         cells.append(["...", *[""] * (len(columns) - 1)])
-    widths = [max(len(c.header), *(len(line[i]) for line in cells)) + 2.0 for i, c in enumerate(columns)]
+    widths = [max(len(c.header), *(len(line[i]) for line in cells)) + 3.0 for i, c in enumerate(columns)]
     drawn = ax.table(
         cells, colLabels=[c.header for c in columns], colWidths=[w / sum(widths) for w in widths], loc="upper left",
         edges="horizontal", cellLoc="left", colLoc="left",

@@ -10,7 +10,16 @@ from typing import Any
 import pandas as pd
 
 from suite.leaderboard.rows import Hole, Rows
-from suite.leaderboard.statistics import BYTES, CONTEST, grouped_by, groups, notes_of, plain_records, summarise
+from suite.leaderboard.statistics import (
+    BYTES,
+    CONTEST,
+    grouped_by,
+    groups,
+    notes_of,
+    pareto,
+    plain_records,
+    summarise,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +36,7 @@ class Column:
         terminal: Whether the terminal has it.
         help: What it means, in one sentence.
         short: Header on the terminal, where it differs.
+        spare: Whether a terminal that is too narrow for all columns goes without it.
     """
 
     name: str
@@ -38,6 +48,7 @@ class Column:
     terminal: bool = True
     help: str = ""
     short: str = ""
+    spare: bool = False
 
     @property
     def numeric(self) -> bool:
@@ -69,30 +80,31 @@ class Table:
     def constant(self) -> dict[str, Any]:
         """Identity columns but the method's that say the same on every line; screens show them once, above the table.
 
-        A hole has no device, so that holes do not count for it.
+        A hole has no device and no kind of memory, so that holes do not count for these.
         """
         found = {}
         for c in self.columns:
             if c.identity and c.name != "method":
-                values = {r[c.name] for r in self.rows if c.name != "device" or r["flag"] != "hole"}
+                measured = c.name in ("device", "peak_memory_kind")
+                values = {r[c.name] for r in self.rows if not measured or r["flag"] != "hole"}
                 if len(values) == 1:
                     found[c.name] = values.pop()
         return found
 
 
 _WHO = [
-    Column("method", "Method", identity=True),
+    Column("method", "Method", identity=True, help="How the distilled set is made"),
     Column("dataset", "Dataset", identity=True),
     Column("ipc", "IPC", "count", identity=True, help="Images per class"),
-    Column("teacher", "Teacher", identity=True),
+    Column("teacher", "Teacher", identity=True, help="Network that the synthesis and soft labels come from"),
 ]
-_STUDENT = [Column("student", "Student", identity=True)]
+_STUDENT = [Column("student", "Student", identity=True, help="Network that is trained on the distilled set")]
 _PROTOCOL = [
     Column(
         "protocol",
         "Protocol",
         identity=True,
-        help="paper: the method's own recipe; matched: one recipe for all methods",
+        help="How students are trained. paper: the method's own recipe; matched: one recipe and step budget for all",
     )
 ]
 _SETTING = Column("setting", "Setting", identity=True, help="Identifies parameters and inputs; equal for all seeds")
@@ -107,11 +119,14 @@ def leaderboards(rows: Rows) -> list[Table]:
 def accuracy(grouped: pd.DataFrame) -> Table:
     """Accuracy over seeds: the last epoch is ranked, the best epoch stands beside it."""
     columns = [
-        Column("rank", "#", "count", help="By last-epoch mean among equal dataset, IPC, student and protocol"),
+        Column("rank", "#", "count", help="Rank of the accuracy among equal dataset, IPC, student and protocol"),
         *_WHO, *_STUDENT, *_PROTOCOL, *_settings(grouped),
         Column("mean", "Accuracy %", "percent", help="Last epoch, full validation split, mean over seeds"),
-        Column("sd", "sd", "spread", help="Standard deviation over seeds (n - 1)"),
-        Column("interval", "95 % interval", "interval", csv=False, help="Two-sided t-interval of the mean"),
+        Column("sd", "sd", "spread", spare=True, help="Standard deviation over seeds (n - 1)"),
+        Column(
+            "interval", "95 % interval", "interval", csv=False, spare=True,
+            help="Two-sided t-interval of the mean, shown within 0 and 100 %; CSV files have it uncut",
+        ),
         Column("low", "low", "percent", shown=False, terminal=False),
         Column("high", "high", "percent", shown=False, terminal=False),
         Column("best", "Best epoch %", "percent", terminal=False, help="Mean of the best evaluated epoch; not ranked"),
@@ -126,8 +141,9 @@ def accuracy(grouped: pd.DataFrame) -> Table:
     return _finish(
         "accuracy",
         "Accuracy",
-        "Top-1 accuracy in percent on the full validation split after the last epoch; mean, standard deviation and "
-        "95 % t-interval over seeds. One seed has no spread.",
+        "Top-1 accuracy in percent on the full validation split after the last epoch, mean over n seeds. Column # "
+        "ranks it among lines of equal dataset, IPC, student and protocol. The 95 % t-interval of the mean is wide for "
+        "two seeds (t = 12.7), and one seed has none.",
         columns,
         lines,
         CONTEST,
@@ -163,25 +179,28 @@ def synthesis_time(rows: Rows) -> Table:
     columns = [
         *_WHO, *_PROTOCOL, *([_SETTING] if several else []),
         Column("n", "n", "count", terminal=False, help="Distinct syntheses measured"),
-        Column("seconds", "Seconds", "seconds", help="Device-synchronised seconds of one synthesis, mean"),
-        Column("seconds_sd", "sd", "seconds", terminal=False),
-        Column("seconds_per_image", "s / image", "seconds", short="s/img"),
-        Column("image_iterations", "Image-iterations", "number", help="Updates summed over images", short="Img-it."),
-        Column("iterations_per_image", "per image", "number", short="it./img"),
+        Column("seconds", "Time", "seconds", help="Device-synchronised time of one synthesis, mean over n"),
+        Column("seconds_sd", "sd", "seconds", terminal=False, help="Standard deviation of the time (n - 1)"),
+        Column("seconds_per_image", "Time / image", "seconds", help="Time by the number of images", short="/image"),
+        Column(
+            "image_iterations", "Image-iterations", "number", short="Img-it.", spare=True,
+            help="Updates, summed over the images that each changes",
+        ),
+        Column("iterations_per_image", "Iterations / image", "number", help="Updates of one image", short="It./image"),
         Column("forward_images", "Images forwarded", "number", terminal=False, help="Images put through a network"),
-        Column("peak_memory_bytes", "Peak memory", "bytes", short="Peak"),
-        Column("peak_memory_kind", "Memory is", terminal=False),
-        Column("device", "Device", identity=True, help="Seconds of different devices are not comparable"),
-        Column("teacher_seconds", "Teacher s", "seconds", help="Shared; not in Seconds", short="Teacher"),
-        Column("statistics_seconds", "Statistics s", "seconds", help="Shared; not in Seconds", short="Stats"),
-        Column("relabel_seconds", "Relabel s", "seconds", help="Storing soft labels", short="Relabel"),
+        Column("peak_memory_bytes", "Peak memory", "bytes", help="Largest over seeds", short="Peak", spare=True),
+        Column("peak_memory_kind", "Memory", identity=True, terminal=False, help="What peak memory is a peak of"),
+        Column("device", "Device", identity=True, help="Times of different devices are not comparable"),
+        Column("teacher_seconds", "Teacher time", "seconds", help="Training the teacher; not in Time", short="Teacher"),
+        Column("statistics_seconds", "Statistics time", "seconds", help="Of real images; not in Time", short="Stats"),
+        Column("relabel_seconds", "Relabel time", "seconds", help="Storing soft labels; not in Time", short="Relabel"),
         _NOTES,
     ]  # fmt: skip
     return _finish(
         "synthesis_time",
         "Synthesis time",
-        "Cost of making one distilled set, in total and per image. Teacher, statistics and relabel cost stand in "
-        "columns of their own; devices are never mixed in one line.",
+        "Cost of making one distilled set, in total and per image, fastest first. Teacher, statistics and relabel "
+        "cost stand in columns of their own, since several sets share them; devices are never mixed in one line.",
         columns,
         lines,
         ("dataset", "ipc", "device"),
@@ -217,18 +236,25 @@ _MEANS = (
 
 
 def storage(grouped: pd.DataFrame) -> Table:
-    """Measured bytes of what has to be shipped, with the accuracy that they buy."""
+    """Measured bytes of what has to be shipped, with the accuracy that they buy: at equal bytes, across IPC."""
     columns = [
         *_WHO, *_STUDENT, *_PROTOCOL, *_settings(grouped),
         Column("labels", "Label policy", help="hard, online (by a shipped teacher) or stored", terminal=False),
-        Column("image_bytes", "Images", "bytes"),
-        Column("label_bytes", "Labels", "bytes"),
-        Column("auxiliary_bytes", "Auxiliary", "bytes", help="Decoders, label teachers, augmentations", short="Aux"),
+        Column("image_bytes", "Images", "bytes", help="Distilled images, as they are stored", spare=True),
+        Column(
+            "label_bytes", "Labels", "bytes", spare=True,
+            help="Class numbers or stored soft labels; none where a shipped teacher computes them",
+        ),
+        Column(
+            "auxiliary_bytes", "Auxiliary", "bytes", short="Aux", spare=True,
+            help="Decoders, label teachers, augmentations",
+        ),
         Column("total_bytes", "Total", "bytes", help="Images + labels + auxiliary"),
-        Column("bytes_per_class", "per class", "bytes"),
+        Column("bytes_per_class", "Per class", "bytes", terminal=False, help="Total by the number of classes"),
         Column("unshipped_bytes", "Not shipped", "bytes", terminal=False, help="Needed by the synthesis only"),
         Column("mean", "Accuracy %", "percent", help="Last epoch, mean over seeds", short="Acc. %"),
-        Column("n", "n", "count", terminal=False),
+        Column("front", "Front", help="yes: nothing smaller is as accurate, and nothing as small is more accurate"),
+        Column("n", "n", "count", terminal=False, help="Seeds with a number"),
         _NOTES,
     ]  # fmt: skip
     lines = []
@@ -236,24 +262,32 @@ def storage(grouped: pd.DataFrame) -> Table:
         sizes = {c: None if r[c] is None else round(r[c]) for c in BYTES}
         each = sizes["total_bytes"] / r["classes"] if sizes["total_bytes"] is not None and r["classes"] else None
         lines.append({**r, **sizes, "bytes_per_class": each})
+    within = ("dataset", "student", "protocol")
+    for _, part in grouped_by([x for x in lines if x["total_bytes"] is not None], within):
+        points = [(x["total_bytes"], x["mean"]) for x in part]
+        front = {points[i] for i in pareto(*zip(*points, strict=True))}
+        for x, point in zip(part, points, strict=True):
+            x["front"] = "yes" if point in front else "no"
     lines.sort(
         key=lambda x: (
-            x["dataset"], x["ipc"], x["student"], x["protocol"], x["total_bytes"] is None, x["total_bytes"] or 0,
+            *(x[c] for c in within), x["total_bytes"] is None, x["total_bytes"] or 0, -(x["mean"] or 0.0), x["ipc"],
             x["method"], x["teacher"], x["setting"],
         )
     )  # fmt: skip
     return _finish(
         "storage",
         "Storage",
-        "Measured bytes on disk of everything that a student needs (1 GB = 10^9 bytes), with the accuracy that they "
-        "buy. Parts that only the synthesis needs are not in the total.",
+        "Measured bytes on disk of everything that a student needs (1 GB = 10^9 bytes), smallest first, with the "
+        "accuracy that they buy. Front: nothing smaller is as accurate and nothing as small is more accurate, at "
+        "any IPC, among lines of equal dataset, student and protocol. Parts that only the synthesis needs are not in "
+        "the total.",
         columns,
         lines,
-        CONTEST,
+        within,
     )
 
 
-_NOTES = Column("notes", "Notes", "notes")
+_NOTES = Column("notes", "Notes", "notes", help="Numbers of the notes below")
 
 
 def _settings(grouped: pd.DataFrame) -> list[Column]:

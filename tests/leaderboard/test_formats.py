@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from suite.leaderboard.formats import clean, csv_text, markdown_text, size, to_csv, to_markdown, to_terminal
+from suite.leaderboard.formats import clean, csv_text, duration, markdown_text, size, to_csv, to_markdown, to_terminal
 from suite.leaderboard.page import page
 from suite.leaderboard.plots import COLOURS, Look, overview, pictures
 from suite.leaderboard.rows import Refusal, Rows, collect
@@ -112,6 +112,42 @@ def test_the_terminal_fits_100_columns() -> None:
     assert sum(line.strip().startswith(("random", "rded", "sre2l", "e2d")) for line in lines) >= 20
 
 
+def test_a_narrow_terminal_goes_without_spare_columns_and_says_so() -> None:
+    name = "a_method_of_twenty_eight_chars"
+    rows = collect([record(name, i, student="mobilenet_v2_wide") for i in (1, 10)] + [record()])
+    texts = []
+    for table in leaderboards(rows):
+        out = io.StringIO()
+        Console(file=out, width=80, color_system=None).print(to_terminal(table, width=80))
+        texts.append(out.getvalue())
+        assert sum(name in line for line in texts[-1].splitlines()) == 2, "names are not folded"
+    assert "In the files only: Image-iterations, Peak memory" in texts[1]
+    assert "In the files only: Images, Labels, Auxiliary" in texts[2]
+
+
+def test_every_shown_number_is_explained() -> None:
+    for table in leaderboards(sample()):
+        assert [c.name for c in table.columns if c.shown and not c.help] == ["dataset"]
+        assert all(c.help in to_markdown(table, sample(), "x") for c in table.columns if c.name == "protocol")
+
+
+def test_intervals_are_shown_within_0_and_100_and_stored_as_they_are() -> None:
+    table = leaderboards(collect([record(accuracy=30.0), record(seed=1, accuracy=70.0)]))[0]
+    assert "| 0.00 to 100.00 |" in to_markdown(table, collect([]), "x")
+    line = next(csv.DictReader(io.StringIO(to_csv(table))))
+    assert float(line["low"]) == pytest.approx(50 - 12.7062 * 20, abs=0.01)
+
+
+def test_the_front_is_accuracy_at_equal_bytes_across_ipc() -> None:
+    rows = collect(
+        [record("random", 10, accuracy=30.0), record("e2d", 1, accuracy=40.0), record("rded", 1, accuracy=9.0)]
+    )
+    lines = leaderboards(rows)[2].rows
+    assert [(r["method"], r["ipc"], r["front"]) for r in lines] == [
+        ("e2d", 1, "yes"), ("rded", 1, "no"), ("random", 10, "no"),
+    ]  # fmt: skip
+
+
 def hostile_rows() -> Rows:
     bad = record()
     for name in ("method", "teacher", "protocol"):
@@ -193,6 +229,12 @@ def test_clean_text_is_one_printable_line(text: str) -> None:
 
 def test_sizes_are_decimal() -> None:
     assert [size(v) for v in (0, 999, 1000, 30_410_000_000)] == ["0 B", "999 B", "1.00 kB", "30.41 GB"]
+
+
+def test_times_have_three_digits_and_a_unit() -> None:
+    times = (0, 8.76e-6, 9.999e-4, 0.0063649, 0.2, 99.95, 999.4, 16_200.4)
+    shown = ["0 s", "8.76 µs", "1 ms", "6.36 ms", "200 ms", "100 s", "999 s", "16,200 s"]
+    assert [duration(v) for v in times] == shown
 
 
 @pytest.mark.parametrize("count", [0, 1, 40])

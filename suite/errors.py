@@ -7,6 +7,7 @@ Every failure that the suite foresees is a `SuiteError` with a kind. The kind de
 from __future__ import annotations
 
 import difflib
+import io
 import os
 import signal
 import sys
@@ -96,6 +97,7 @@ def exit_with(error: SuiteError) -> NoReturn:
 def guarded(main: Callable[[], int | None]) -> NoReturn:
     """Run a command line's main: one line for foreseen errors, 130/143 for interruptions, 141-free pipes."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    _standard_streams()
     try:
         code = main() or 0
         sys.stdout.flush()
@@ -105,6 +107,32 @@ def guarded(main: Callable[[], int | None]) -> NoReturn:
         print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_stdout()
         raise SystemExit(0) from None
+    except OSError as error:
+        # What no caller expected of the file system: a full disk, a directory that may not be read, an I/O error.
+        where = str(error.filename or "standard output, or an open file")
+        try:
+            sys.stdout.flush()
+        except OSError:
+            _drop_stdout()
+        failure = InfraError(error.strerror or str(error), where=where, hint="SUITE_DEBUG=1 shows where it happened")
+        failure.__cause__ = error
+        exit_with(failure)
     raise SystemExit(code)
+
+
+def _standard_streams() -> None:
+    """Make printing possible everywhere: closed streams lead nowhere, unprintable characters become escapes."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass  # takes the place of a closed 0, 1 or 2, which the next file that is opened would otherwise get
+    os.close(descriptor)
+    sys.stdout = sys.stdout or open(1, "w", encoding="utf-8")  # noqa: SIM115 - open until the end
+    sys.stderr = sys.stderr or open(2, "w", encoding="utf-8")  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors in ("strict", "surrogateescape"):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def _drop_stdout() -> None:
+    """Lead standard output nowhere, so that the interpreter does not fail at flushing it when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -109,8 +109,6 @@ class Selection:
 
 def _select(arguments: argparse.Namespace) -> Selection:
     plan = load_plan(arguments.grid, variant=arguments.variant) if arguments.grid else None
-    if arguments.store.exists() and not arguments.store.is_dir():
-        raise UserError("the store is not a directory", where=str(arguments.store))
     store = Store(arguments.store)
     if plan is None:
         nodes = [("evaluation", home.name) for home in sorted((store.root / "evaluation").glob("*/*"))]

@@ -42,7 +42,7 @@ def unchanged(folder: Path, wanted: str) -> str | None:
     try:
         stamp = read_json(folder / STAMP)
         whole = stamp["state"] == wanted and all(sha256(folder / n) == s for n, s in stamp["files"].items())
-        return (folder / TEXT).read_text() if whole else None
+        return (folder / TEXT).read_text(encoding="utf-8") if whole else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None  # never written, half-written or edited: it is written again
 

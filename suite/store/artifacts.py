@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from suite.errors import DataError
+from suite.errors import DataError, UserError
 from suite.spec.keys import canonical, digest
 from suite.spec.stages import Stage
 from suite.store.files import dump_json, fingerprint, fsync_dir, read_json, sha256, write_json
@@ -62,10 +63,23 @@ class Store:
 
     Args:
         root: The directory; created on first use.
+
+    Raises:
+        UserError: If something else than a directory is in its place.
     """
 
     def __init__(self, root: Path | str) -> None:
         self.root = Path(root)
+        try:
+            usable = stat.S_ISDIR(self.root.stat().st_mode)
+            why = "not a directory"
+        except FileNotFoundError:
+            usable = True
+        except (OSError, ValueError) as error:  # a file on the way, a name that is too long, a NUL in it
+            usable, why = False, getattr(error, "strerror", None) or str(error)
+        if not usable:
+            where = ascii(str(self.root))[1:-1] if not str(self.root).isprintable() else str(self.root)
+            raise UserError(f"cannot be the store: {why}", where=where, hint="give a directory, or a name that is free")
 
     def home(self, kind: str, key: str) -> Path:
         """The directory of a stage."""

@@ -1,0 +1,73 @@
+"""What every command line does where printing, the file system or the store's place is hostile."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from suite.errors import UserError
+from suite.store import Store
+
+SAY = "from suite.errors import guarded\nguarded(lambda: print({text!r}))"
+
+
+def run(code: str, **options: object) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "SUITE_DEBUG": "0", **options.pop("env", {})}  # type: ignore[dict-item]
+    return subprocess.run(  # type: ignore[call-overload, no-any-return]
+        [sys.executable, "-c", code], env=environment, stderr=subprocess.PIPE, text=True, timeout=60, **options
+    )
+
+
+def test_a_full_standard_output_is_one_line() -> None:
+    with Path("/dev/full").open("w") as full:
+        done = run(SAY.format(text="x" * 100_000), stdout=full)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1 and done.stderr.startswith("error: standard output")
+    assert "No space left" in done.stderr
+
+
+@pytest.mark.parametrize("descriptors", [(1,), (2,), (0, 1, 2)])
+def test_closed_streams_do_not_matter(descriptors: tuple[int, ...], tmp_path: Path) -> None:
+    code = f"""
+import pathlib, sys
+from suite.errors import guarded
+def main():
+    with open({str(tmp_path / "file")!r}, "w") as file:
+        file.write("kept")
+        print("to nowhere")
+        print("to nowhere", file=sys.stderr)
+        return 3
+guarded(main)
+"""
+    closing = subprocess.list2cmdline([f"{d}>&-" for d in descriptors])
+    done = subprocess.run(["sh", "-c", f'exec "$0" -c "$1" {closing}', sys.executable, code], timeout=60)
+    assert done.returncode == 3
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+def test_a_locale_without_the_character_shows_its_escape() -> None:
+    done = run(SAY.format(text="1.0 \u00b1 0.2"), env={"PYTHONIOENCODING": "ascii"}, stdout=subprocess.PIPE)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "1.0 \\xb1 0.2\n"
+
+
+def test_a_refusing_file_system_is_one_line_and_debug_shows_more() -> None:
+    code = "from suite.errors import guarded\nguarded(lambda: open('/proc/nope/file', 'w'))"
+    done = run(code)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: /proc/nope/file: No such file") and done.stderr.count("\n") == 1
+    assert "Traceback" in run(code, env={"SUITE_DEBUG": "1"}).stderr
+
+
+@pytest.mark.parametrize("place", ["file", "file/below", "n" * 300, "nul\0"])
+def test_a_store_is_a_directory_or_nothing_yet(place: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot be the store") as caught:
+        Store(tmp_path / place)
+    assert caught.value.line().isprintable()
+    Store(tmp_path / "new")
+    assert not (tmp_path / "new").exists()

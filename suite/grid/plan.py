@@ -167,7 +167,7 @@ class _Planner:
             values: dict[str, Any] = {
                 "per_class": None,
                 "crop": (1.0, 1.0) if small else (0.08, 1.0),
-                "flip": True,
+                "flip": d.base != "digits",
                 "patch": 4 if small else 16,
                 "batch": 256,
                 "seed": 0,

@@ -18,7 +18,7 @@ def run(context: Context) -> Outcome:
     spec, facts = context.spec, context.dataset
     teacher = context.teachers()[0]
     real = context.real("train")
-    chosen = _first_per_class(real.labels, spec.per_class)
+    chosen = _shuffled(_first_per_class(real.labels, spec.per_class), spec.seed)
     with metered(context.device) as cost:
         statistics = compute_statistics(teacher.model, _views(context, chosen), facts.classes, spec.patch)
     statistics.save(context.dir / "statistics.safetensors")
@@ -33,6 +33,15 @@ def _first_per_class(labels: torch.Tensor, per_class: int | None) -> torch.Tenso
     order = torch.argsort(labels, stable=True)
     ranks = torch.arange(len(labels)) - torch.searchsorted(labels[order], labels[order])
     return torch.sort(order[ranks < per_class]).values
+
+
+def _shuffled(indices: torch.Tensor, seed: int) -> torch.Tensor:
+    """The same indices in a seeded order, as the reference's loader shuffles.
+
+    Splits are stored class by class: batches of one class would leave what lies between classes out of the global
+    variances of convolutions.
+    """
+    return indices[torch.randperm(len(indices), generator=generator(seed, "statistics order"))]
 
 
 def _views(context: Context, chosen: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

@@ -170,7 +170,7 @@ def test_a_teacher_is_the_same_alone_and_in_an_ensemble(planned: Planned) -> Non
 def test_statistics_take_their_overrides(planned: Planned) -> None:
     text = SMALL.replace("[random, sre2l]", "[e2d]")
     (plain,) = specs(planned(text), "statistics")
-    assert (plain.per_class, plain.crop, plain.flip, plain.patch, plain.batch) == (None, (1.0, 1.0), True, 4, 256)
+    assert (plain.per_class, plain.crop, plain.flip, plain.patch, plain.batch) == (None, (1.0, 1.0), False, 4, 256)
     rule = "override:\n  - {when: {dataset: digits}, set: {statistics.per_class: 20, statistics.crop: [0.5, 1]}}\n"
     (changed,) = specs(planned(text + rule), "statistics")
     assert (changed.per_class, changed.crop) == (20, (0.5, 1.0))

@@ -53,7 +53,7 @@ def test_cifar10_counts_agree_with_hand_count() -> None:
     assert counts["synthesis"] == 5 * 3 * 3
     two_cores = load_plan(ROOT / "grids" / "cifar10.yaml", variant="two_cores")
     assert len(two_cores.cells) == 5 * 2
-    assert {(c.dataset, c.ipc, c.protocol, c.seed) for c in two_cores.cells} == {("cifar10-n500", 10, "matched", 0)}
+    assert {(c.dataset, c.ipc, c.protocol, c.seed) for c in two_cores.cells} == {("cifar10", 10, "matched", 0)}
 
 
 def test_paper_tables_counts_agree_with_hand_count() -> None:

@@ -70,7 +70,8 @@ class E2D(Method):
     }
     paper_teachers: ClassVar[dict[str, tuple[str, ...]]] = {"imagenet1k": _TEACHERS, "imagenet21k": ("resnet18",)}
     paper_label_teachers: ClassVar[dict[str, tuple[str, ...]]] = {
-        "imagenet1k": ("resnet18", "mobilenet_v2", "shufflenet_v2_x0_5", "alexnet")
+        "imagenet1k": ("resnet18", "mobilenet_v2", "shufflenet_v2_x0_5", "alexnet"),
+        "imagenet21k": ("resnet18",),
     }
     #: 656 GB of logits at IPC 10: the paper labels ImageNet-21K while training.
     paper_labels: ClassVar[dict[str, Labels]] = {"imagenet21k": "online"}

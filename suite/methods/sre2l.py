@@ -52,6 +52,8 @@ class SRe2L(Method):
         "tinyimagenet": ("resnet18_cifar",),
         "cifar100": ("resnet18_cifar",),
     }
+    #: The network that guided the recovery labels the views too (section 3.3).
+    paper_label_teachers: ClassVar[dict[str, tuple[str, ...]]] = paper_teachers
     #: FKD files on ImageNet; the reference labels small sets while training (`train_kd.sh`, `relabel_cifar.py`).
     paper_labels: ClassVar[dict[str, Labels]] = {"tinyimagenet": "online", "cifar100": "online", "cifar10": "online"}
 

@@ -149,6 +149,12 @@ def test_matched_gives_every_method_the_same_recipe(planned: Planned) -> None:
     assert {s.labels for s in specs(plan, "evaluation")} == {"online"}
 
 
+def test_the_papers_teacher_labels_what_it_made(planned: Planned) -> None:
+    plan = planned(grid(method="sre2l", dataset="imagenet1k", teacher="resnet50", protocol="paper"))
+    assert {s.teachers for s in specs(plan, "synthesis") + specs(plan, "relabel")} == {("resnet18",)}
+    assert [s.arch for s in specs(plan, "teacher")] == ["resnet18"]
+
+
 def test_pretrained_teachers_are_those_of_imagenet(planned: Planned) -> None:
     plan = planned(
         grid(method="random_soft", dataset="[imagenet1k, imagenet1k-c100, imagenette]", teacher="[resnet18, convnet4]")

@@ -100,6 +100,8 @@ def check_facts(cls: type[Method]) -> None:
         assert set(values) <= set(names)
     for table in (cls.paper_teachers, cls.paper_label_teachers):
         assert set(table) <= set(REGISTRY) and all(check_arch(a) for archs in table.values() for a in archs)
+    unsaid = {b for b in cls.paper_teachers if cls.label_policy(b, "paper") != "hard"} - set(cls.paper_label_teachers)
+    assert not unsaid, f"under protocol paper the grid's teacher would label what other teachers made: {unsaid}"
     for base, facts in REGISTRY.items():
         for ipc in (1, 10, 50):
             method = cls.for_dataset(base, ipc)

@@ -287,7 +287,20 @@ class _Planner:
                 where=where,
                 hint="set student.loss: kl or mse_gt, or labels: hard",
             )
-        return labels, recipe, self._relabel_recipe(recipe, cell.ipc * d.classes, where) if labels == "stored" else None
+        relabel = self._relabel_recipe(recipe, cell.ipc * d.classes, where) if labels == "stored" else None
+        if cell.protocol == "matched":
+            self._check_matched(rules)
+        return labels, recipe, relabel
+
+    def _check_matched(self, rules: list[Rule]) -> None:
+        """Protocol `matched` trains the students of all methods alike, so no rule may except one of them."""
+        for rule in rules:
+            if rule.student and "method" in rule.conditions:
+                raise UserError(
+                    f"student.{next(iter(rule.student))} depends on method, but protocol matched is one recipe for all",
+                    where=self.document.where(rule.location),
+                    hint="add protocol: paper to when, or take method out of it",
+                )
 
     def _relabel_recipe(self, recipe: StudentRecipe, images: int, where: str) -> RelabelRecipe:
         """Views and logits for as many epochs as the student trains."""

@@ -96,6 +96,10 @@ def specs(plan: Plan, kind: str, **where: Any) -> list[Any]:
             "5: stored labels replay crops, flips and CutMix, but the recipe has pad",
         ),
         ("{when: {method: sre2l}, set: {labels: stored, student.patch_shuffle: 2}}", "5: stored labels replay"),
+        (
+            "{when: {method: sre2l}, set: {student.epochs: 5}}",
+            "5: student.epochs depends on method, but protocol matched is one recipe for all",
+        ),
     ],
 )
 def test_override_is_refused_with_place_and_hint(refused: Refused, rule: str, message: str) -> None:
@@ -165,6 +169,14 @@ def test_a_teacher_is_the_same_alone_and_in_an_ensemble(planned: Planned) -> Non
     teachers = {s.arch: (s.recipe.epochs, s.seed) for s in specs(plan, "teacher")}
     assert len(specs(plan, "teacher")) == 2
     assert teachers == {"convnet3": (2, 8), "convnet4": (12, 0)}
+
+
+def test_students_of_one_method_may_differ_under_protocol_paper(planned: Planned) -> None:
+    text = SMALL.replace("[matched]", "[paper, matched]")
+    rule = "override:\n  - {when: {method: sre2l, protocol: paper}, set: {student.epochs: 5}}\n"
+    recipes = {(s.protocol, s.method): s.recipe for s in specs(planned(text + rule), "evaluation")}
+    assert recipes["paper", "sre2l"].epochs == 5
+    assert recipes["matched", "sre2l"].steps == recipes["matched", "random"].steps == 600
 
 
 def test_statistics_take_their_overrides(planned: Planned) -> None:

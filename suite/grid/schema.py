@@ -34,7 +34,6 @@ Seed = Annotated[int, Field(ge=0, le=2**31)]
 Many = Annotated[tuple[T, ...], BeforeValidator(_listed), Field(min_length=1)]
 #: A list; a tuple after validation.
 Listed = Annotated[tuple[T, ...], BeforeValidator(_tupled)]
-Scalar = bool | int | float | str | None
 
 
 class _Strict(BaseModel):

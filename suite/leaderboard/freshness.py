@@ -12,6 +12,8 @@ from suite.spec.keys import canonical, digest
 from suite.store import Store
 from suite.store.files import read_json, sha256, write_json
 
+#: What makes a page besides Python files.
+_TEMPLATES = Path(__file__).resolve().parent / "templates"
 STAMP, TEXT = "stamp.json", "leaderboards.txt"
 
 
@@ -34,7 +36,8 @@ def state(store: Store, title: object, nodes: Iterable[tuple[str, str]]) -> str:
         home = store.home(kind, key)
         marks = sorted(p.name for part in ("failed", "attempts") for p in (home / part).glob("*"))
         seen.append([kind, key, seal, marks])
-    return digest(canonical([source_digest(), environment(), str(title), seen]))
+    made_by = [source_digest(), *(sha256(p) for p in sorted(_TEMPLATES.iterdir()) if p.is_file()), environment()]
+    return digest(canonical([made_by, str(title), seen]))
 
 
 def unchanged(folder: Path, wanted: str) -> str | None:

@@ -185,7 +185,9 @@ def test_hostile_text_is_inert_in_html() -> None:
 
 
 def test_hostile_text_is_inert_in_figures() -> None:
-    for picture in pictures(hostile_rows()):
+    drawn = pictures(hostile_rows())
+    assert len(drawn) == 3
+    for picture in drawn:
         root = ET.fromstring(picture.svg)
         assert not [e for e in root.iter() if e.tag.rpartition("}")[2] in ("script", "a", "image", "foreignObject")]
         assert "\x1b" not in picture.svg

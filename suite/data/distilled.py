@@ -40,11 +40,13 @@ class DistilledSet:
         return self
 
     def save(self, path: Path) -> None:
-        """Write one safetensors file."""
-        save_file({"images": self.images.cpu().contiguous(), "labels": self.labels.cpu().contiguous()}, path)
+        """Write one safetensors file; classes take the whole bytes that they need, as storage counts them."""
+        last = int(self.labels.max())
+        dtype = next(d for d in (torch.uint8, torch.int16, torch.int32) if last <= torch.iinfo(d).max)
+        save_file({"images": self.images.cpu().contiguous(), "labels": self.labels.cpu().to(dtype)}, path)
 
     @staticmethod
     def load(path: Path) -> DistilledSet:
         """Read what `save` wrote."""
         tensors = load_file(path)
-        return DistilledSet(tensors["images"], tensors["labels"])
+        return DistilledSet(tensors["images"], tensors["labels"].long())

@@ -72,7 +72,7 @@ class HardLabels:
         return (1 - share) * y + share * y[plan.cutmix.perm.to(y.device, non_blocking=True)]
 
     def ledger(self) -> list[dict[str, Any]]:
-        """N labels of ceil(log2(C) / 8) bytes."""
+        """N labels of ceil(log2(C) / 8) bytes; they lie in the file of the images."""
         return [entry("hard labels", "label", self.images * max(1, -(-(self.classes - 1).bit_length() // 8)))]
 
 
@@ -82,6 +82,9 @@ class OnlineLabels:
     Args:
         teachers: At least one; all see views normalised by the dataset.
         precision: `fp32` or `bf16` for the teachers' forward passes.
+
+    Attributes:
+        forward_images: Images that went through a teacher so far.
     """
 
     soft = True
@@ -90,6 +93,7 @@ class OnlineLabels:
         if not teachers:
             raise UserError("online labels need a teacher")
         self.teachers, self.precision = list(teachers), precision
+        self.forward_images = 0
 
     def planner(self, drawn: DrawnViews) -> Planner:
         """The drawn views."""
@@ -97,6 +101,7 @@ class OnlineLabels:
 
     def targets(self, plan: ViewPlan, views: torch.Tensor, hard: torch.Tensor) -> torch.Tensor:
         """Logits: one forward pass of every teacher, without a graph."""
+        self.forward_images += len(views) * len(self.teachers)
         return mean_logits(self.teachers, views, self.precision)
 
     def ledger(self) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -164,14 +164,24 @@ def device_info(device: torch.device) -> dict[str, Any]:
     return {"type": device.type, "name": name, "threads": torch.get_num_threads()}
 
 
-def summed(costs: list[dict[str, Any]]) -> dict[str, Any]:
-    """One cost for several stages: seconds and counts added, the largest peak memory, the devices' names."""
-    if not costs:
+def costs(artifacts: Iterable[Artifact]) -> dict[str, dict[str, Any]]:
+    """Costs of stages by their keys."""
+    return {a.key: a.record().cost for a in artifacts}
+
+
+def summed(each: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """One cost for several stages: seconds and counts added, the largest peak memory, the devices' names.
+
+    Args:
+        each: Costs by key. They are kept under `each`, so that a stage that serves twice is counted once.
+    """
+    if not each:
         return {}
-    total: dict[str, Any] = {"seconds": sum(c["seconds"] for c in costs)}
+    parts = list(each.values())
+    total: dict[str, Any] = {"seconds": sum(c["seconds"] for c in parts)}
     for name in ("image_iterations", "forward_images", "images"):
-        total[name] = sum(c.get(name, 0) for c in costs)
-    largest = max(costs, key=lambda c: c.get("peak_memory_bytes", 0))
+        total[name] = sum(c.get(name, 0) for c in parts)
+    largest = max(parts, key=lambda c: c.get("peak_memory_bytes", 0))
     total |= {k: largest[k] for k in ("peak_memory_bytes", "peak_memory_kind") if k in largest}
-    total["device"] = ", ".join(sorted({str(c.get("device", "")) for c in costs}))
-    return total
+    total["device"] = ", ".join(sorted({str(c.get("device", "")) for c in parts}))
+    return total | {"each": dict(each)}

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from suite.data.distilled import DistilledSet
 from suite.learn.label_stream import LabelStream
 from suite.learn.soft_labels import HardLabels, LabelSource, OnlineLabels, StoredLabels, entry
 from suite.learn.students import train_student
-from suite.stages.context import Context, Outcome, metered, summed
+from suite.stages.context import Context, Outcome, costs, metered, summed
 from suite.store.files import write_json
 
 
@@ -33,8 +34,16 @@ def run(context: Context) -> Outcome:
             progress=context.progress,
         )
     write_json(context.dir / "metrics.json", numbers)
-    storage = [entry("distilled images", "image", image_file.stat().st_size), *labels.ledger()]
-    return Outcome(cost, numbers, storage, _upstream(context))
+    if isinstance(labels, OnlineLabels):
+        cost["forward_images"] = labels.forward_images
+    return Outcome(cost, numbers, _storage(image_file, labels), _upstream(context))
+
+
+def _storage(image_file: Path, labels: LabelSource) -> list[dict[str, Any]]:
+    """Every byte that lies on disk once: where class numbers are the labels, they are not counted as images too."""
+    entries = labels.ledger()
+    inside = sum(e["bytes"] for e in entries) if isinstance(labels, HardLabels) else 0
+    return [entry("distilled images", "image", image_file.stat().st_size - inside), *entries]
 
 
 def _labels(context: Context, images: int) -> LabelSource:
@@ -47,10 +56,15 @@ def _labels(context: Context, images: int) -> LabelSource:
 
 
 def _upstream(context: Context) -> dict[str, Any]:
-    """Costs of everything that this row stands on: its synthesis, what that stood on, its labels."""
+    """Costs of everything that this row stands on: its synthesis, its labels, and each of their teachers once."""
     synthesis = context.inputs["synthesis"].record()
+    relabels = [a.record() for a in context.roles("relabel")]
     found: dict[str, Any] = {**synthesis.upstream, "synthesis": synthesis.cost}
-    for kind in ("relabel", "teacher"):
-        if (costs := [a.record().cost for a in context.roles(kind)]) and kind not in found:
-            found[kind] = summed(costs)
+    if relabels:
+        found["relabel"] = relabels[0].cost
+    teachers = costs(context.roles("teacher"))
+    for record in (synthesis, *relabels):
+        teachers |= record.upstream.get("teacher", {}).get("each", {})
+    if teachers:
+        found["teacher"] = summed(teachers)
     return found

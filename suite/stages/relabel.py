@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from suite.data.distilled import DistilledSet
 from suite.learn.label_stream import write_stream
-from suite.stages.context import Context, Outcome, metered
+from suite.stages.context import Context, Outcome, costs, metered, summed
 
 
 def run(context: Context) -> Outcome:
@@ -26,4 +26,4 @@ def run(context: Context) -> Outcome:
         )
     cost["forward_images"] = len(distilled.labels) * spec.recipe.epochs * len(teachers)
     cost["images"] = len(distilled.labels)
-    return Outcome(cost)
+    return Outcome(cost, upstream={"teacher": summed(costs(context.roles("teacher")))})

@@ -10,7 +10,7 @@ from suite.errors import UserError
 from suite.learn.job import Job
 from suite.learn.statistics import ClassStatistics
 from suite.methods import get
-from suite.stages.context import Context, Outcome, metered, summed
+from suite.stages.context import Context, Outcome, costs, metered, summed
 
 
 def run(context: Context) -> Outcome:
@@ -39,7 +39,5 @@ def run(context: Context) -> Outcome:
         "forward_images": int(job.counters.forward_images),
         "images": facts.classes * spec.ipc,
     }
-    upstream: dict[str, Any] = {
-        kind: summed([a.record().cost for a in context.roles(kind)]) for kind in ("teacher", "statistics")
-    }
+    upstream: dict[str, Any] = {kind: summed(costs(context.roles(kind))) for kind in ("teacher", "statistics")}
     return Outcome(cost, upstream={k: v for k, v in upstream.items() if v})

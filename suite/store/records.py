@@ -31,7 +31,7 @@ class Record:
         cost: Own cost: {"seconds", "image_iterations", "forward_images", "images", "peak_memory_bytes",
             "peak_memory_kind", "device"}.
         upstream: For rows: {"synthesis": cost, "teacher": cost, "statistics": cost, "relabel": cost} of the inputs;
-            several teachers are summed.
+            several teachers are summed, and listed by key under `each`.
         numbers: For rows: {"accuracy_last", "accuracy_best", "best_epoch", "epochs", "steps", "classes", "val_images",
             "curve": [[epoch, accuracy]], "constant_prediction": bool}; accuracies in percent.
         storage: For rows: ledger entries {"name", "kind", "bytes", "shipped", "needed_for"}.

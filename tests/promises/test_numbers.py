@@ -47,6 +47,8 @@ def test_rows_carry_full_provenance(tiny: tuple[Plan, Store, Path]) -> None:
         assert row.device["type"] == "cpu" and row.device["name"] and row.device["threads"] == 1
         assert row.seconds > 0 and row.cost["seconds"] > 0 and row.cost["peak_memory_bytes"] > 0
         assert row.upstream["synthesis"]["images"] == 10
+        assert ("teacher" in row.upstream) == (row.spec["method"] != "random")
+        assert (row.cost.get("forward_images", 0) > 0) == (row.spec["labels"] == "online")
         assert row.numbers["val_images"] == 355 or row.numbers["val_images"] > 300
         assert 0 <= row.numbers["accuracy_last"] <= row.numbers["accuracy_best"] <= 100
         ledger = {entry["kind"]: entry["bytes"] for entry in row.storage if entry["shipped"]}
@@ -58,7 +60,8 @@ def test_storage_is_what_lies_on_disk(tiny: tuple[Plan, Store, Path]) -> None:
     for stage in [s for s in plan.stages if s.kind == "evaluation"]:
         row = store.open("evaluation", stage.key).record()
         images = store.open("synthesis", stage.inputs["synthesis"]).path / "distilled.safetensors"
-        assert sum(e["bytes"] for e in row.storage if e["kind"] == "image") == images.stat().st_size
+        with_classes = ("image", "label") if row.spec["labels"] == "hard" else ("image",)
+        assert sum(e["bytes"] for e in row.storage if e["kind"] in with_classes) == images.stat().st_size
         if "relabel" in stage.inputs:
             folder = store.open("relabel", stage.inputs["relabel"]).path
             files = sum(p.stat().st_size for p in folder.iterdir() if p.name not in ("manifest.json", "record.json"))

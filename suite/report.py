@@ -1,8 +1,9 @@
 """Turn rows into leaderboards: tables on the terminal, and files under reports/.
 
-    python -m suite.report [GRID] [--variant NAME] [--store DIR] [--out DIR]
+    python -m suite.report [GRID] [--variant NAME] [--store DIR] [--out DIR] [--published FILE]
 
 With a grid, every cell of it is a line: with a number, or with `-` and the reason. Without one, all rows of the store.
+Rows of protocol `paper` stand beside what papers report.
 """
 
 from __future__ import annotations
@@ -17,10 +18,14 @@ from suite.errors import UserError, guarded
 from suite.grid import Plan, load_plan
 from suite.leaderboard.freshness import TEXT, stamp, state, unchanged
 from suite.store import Store
+from suite.store.files import sha256
 
 if TYPE_CHECKING:
     from suite.leaderboard.rows import Rows
     from suite.leaderboard.tables import Table
+
+#: What papers report, relative to the root of the repository, where commands are typed.
+PUBLISHED = Path("results/published.csv")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -44,9 +49,10 @@ def _make(arguments: argparse.Namespace, selection: Selection, folder: Path) -> 
         raise UserError(
             "there are no rows to report", where=str(arguments.store), hint=f"python -m suite.launch {target}{variant}"
         )
+    from suite.leaderboard.published import Published
     from suite.leaderboard.tables import leaderboards
 
-    tables = leaderboards(rows)
+    tables = leaderboards(rows, Published(arguments.published) if arguments.published else None)
     text = _text(tables, rows)
     stamp(folder, selection.state, write(folder, name, rows, tables, text))
     return text
@@ -84,9 +90,14 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--variant", help="a variant of the grid")
     parser.add_argument("--store", type=Path, default=Path("results/store"), help="default: %(default)s")
     parser.add_argument("--out", type=Path, default=Path("reports"), help="parent of the report; default: %(default)s")
+    parser.add_argument("--published", type=Path, help=f"papers' numbers; default: {PUBLISHED}, where it is there")
     arguments = parser.parse_args(argv)
     if arguments.variant and not arguments.grid:
         parser.error("--variant needs a grid")
+    if arguments.published is None and PUBLISHED.exists():
+        arguments.published = PUBLISHED
+    if arguments.published and not arguments.published.is_file():
+        raise UserError("no such file of published numbers", where=str(arguments.published))
     return arguments
 
 
@@ -109,12 +120,13 @@ class Selection:
 
 def _select(arguments: argparse.Namespace) -> Selection:
     plan = load_plan(arguments.grid, variant=arguments.variant) if arguments.grid else None
+    papers = sha256(arguments.published) if arguments.published else ""
     store = Store(arguments.store)
     if plan is None:
         nodes = [("evaluation", home.name) for home in sorted((store.root / "evaluation").glob("*/*"))]
-        return Selection("all", store, None, state(store, "all", nodes))
+        return Selection("all", store, None, state(store, ("all", papers), nodes))
     nodes = [(s.kind, s.key) for s in plan.stages]
-    title = (plan.name, plan.cells, plan.cell_keys, plan.excluded)
+    title = (plan.name, plan.cells, plan.cell_keys, plan.excluded, papers)
     return Selection(plan.name, store, plan, state(store, title, nodes))
 
 

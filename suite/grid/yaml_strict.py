@@ -1,8 +1,8 @@
 """Strict YAML: a safe subset of YAML 1.2, read through PyYAML's event parser, with the position of every value.
 
-What YAML 1.1 turns into something else than it looks like is what it looks like (`no`, `1e-3`) or is refused in one line
-(`10:30`, `010`, `1_000`), as is what can be used against a program that reads files of other people (aliases, tags, deep
-nesting, devices).
+What YAML 1.1 turns into something else than it looks like is read as it looks (`no`, `1e-3`), or is refused in one line
+(`10:30`, `010`, `1_000`). So is what can be used against a program that reads files of other people: aliases, tags,
+deep nesting, devices.
 """
 
 from __future__ import annotations

@@ -55,6 +55,10 @@ def shown(column: Column, value: Any) -> str:
         case "interval":
             # The mean lies within 0 and 100, so that an interval cut there covers it as often.
             return f"{max(value[0], 0.0):.2f} to {min(value[1], 100.0):.2f}"
+        case "range":
+            return f"{value[0]:.2f}" if value[0] == value[1] else f"{value[0]:.2f} to {value[1]:.2f}"
+        case "signed":
+            return f"{value:+.2f}"
         case "seconds":
             return duration(value)
         case "bytes":
@@ -87,7 +91,7 @@ def sort_value(column: Column, value: Any) -> str:
         return ""
     if column.form == "notes":
         return str(value[0]) if value else ""
-    if column.form == "interval":
+    if column.form in ("interval", "range"):
         return repr(value[0])
     return clean(value) if column.form == "text" else repr(value)
 

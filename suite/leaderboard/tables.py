@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from suite.leaderboard.published import Published
 from suite.leaderboard.rows import Hole, Rows
 from suite.leaderboard.statistics import (
     BYTES,
@@ -29,7 +30,8 @@ class Column:
     Attributes:
         name: Its name in CSV files.
         header: What people read.
-        form: How values are shown: `text`, `count`, `percent`, `spread`, `interval`, `seconds`, `number`, `bytes`.
+        form: How values are shown: `text`, `count`, `percent`, `spread`, `interval`, `range`, `signed`, `seconds`,
+            `number`, `bytes`, `notes`.
         identity: Part of what names a line; screens show it above the table where it is the same everywhere.
         csv: Whether CSV files have it.
         shown: Whether Markdown and HTML have it.
@@ -110,14 +112,24 @@ _PROTOCOL = [
 _SETTING = Column("setting", "Setting", identity=True, help="Identifies parameters and inputs; equal for all seeds")
 
 
-def leaderboards(rows: Rows) -> list[Table]:
-    """The leaderboards of accuracy, synthesis time and storage, in this order."""
+def leaderboards(rows: Rows, published: Published | None = None) -> list[Table]:
+    """The leaderboards of accuracy, synthesis time and storage, in this order.
+
+    Args:
+        rows: What they are made from.
+        published: What papers report, if that is to stand beside accuracies.
+    """
     grouped = groups(rows)
-    return [accuracy(grouped), synthesis_time(rows), storage(grouped)]
+    return [accuracy(grouped, published), synthesis_time(rows), storage(grouped)]
 
 
-def accuracy(grouped: pd.DataFrame) -> Table:
-    """Accuracy over seeds: the last epoch is ranked, the best epoch stands beside it."""
+def accuracy(grouped: pd.DataFrame, published: Published | None = None) -> Table:
+    """Accuracy over seeds: the last epoch is ranked, the best epoch and published numbers stand beside it."""
+    lines = []
+    for r in plain_records(grouped):
+        pair = None if r["low"] is None else (r["low"], r["high"])
+        lines.append({**r, "interval": pair, **_beside(r, published)})
+    compared = any(x["published"] for x in lines)
     columns = [
         Column("rank", "#", "count", help="Rank of the accuracy among equal dataset, IPC, student and protocol"),
         *_WHO, *_STUDENT, *_PROTOCOL, *_settings(grouped),
@@ -132,12 +144,9 @@ def accuracy(grouped: pd.DataFrame) -> Table:
         Column("best", "Best epoch %", "percent", terminal=False, help="Mean of the best evaluated epoch; not ranked"),
         Column("n", "n", "count", help="Seeds with a number"),
         Column("seeds", "Seeds", shown=False, terminal=False),
+        *(_PUBLISHED if compared else []),
         _NOTES,
     ]  # fmt: skip
-    lines = []
-    for r in plain_records(grouped):
-        pair = None if r["low"] is None else (r["low"], r["high"])
-        lines.append({**r, "interval": pair})
     return _finish(
         "accuracy",
         "Accuracy",
@@ -148,6 +157,34 @@ def accuracy(grouped: pd.DataFrame) -> Table:
         lines,
         CONTEST,
     )
+
+
+_PUBLISHED = [
+    Column(
+        "published",
+        "Published %",
+        "range",
+        csv=False,
+        help="What the method's own paper reports, else others (from to, where they disagree)",
+    ),
+    Column("published_low", "", "percent", shown=False, terminal=False),
+    Column("published_high", "", "percent", shown=False, terminal=False),
+    Column("difference", "Difference", "signed", help="Accuracy less what is published, in points", short="Diff."),
+    Column("agrees", "Agrees", help="yes: the difference is within 1 point or two published standard deviations"),
+]
+
+
+def _beside(line: dict[str, Any], published: Published | None) -> dict[str, Any]:
+    found = published.beside(line) if published else None
+    if found is None:
+        return {"published": None}
+    return {
+        "published": (found.low, found.high),
+        "published_low": found.low,
+        "published_high": found.high,
+        "difference": found.difference(line["mean"]),
+        "agrees": "yes" if found.agrees(line["mean"]) else "no",
+    }
 
 
 def synthesis_time(rows: Rows) -> Table:

@@ -113,7 +113,7 @@ def estimate(plan: Plan, stages: Iterable[Stage] | None = None) -> Estimate:
         stages: Some of the plan's stages, e.g. those that are missing; all by default.
     """
     by_key = {stage.key: stage for stage in plan.stages}
-    result = Estimate({kind: 0.0 for kind in KINDS}, {kind: 0 for kind in KINDS})
+    result = Estimate(dict.fromkeys(KINDS, 0.0), dict.fromkeys(KINDS, 0))
     unknown: set[str] = set()
     for stage in plan.stages if stages is None else stages:
         macs, size = _COSTS[stage.kind](stage, by_key)

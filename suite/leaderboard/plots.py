@@ -96,7 +96,7 @@ def overview(table: Table, rows: Rows, name: str, limit: int = 13) -> bytes:
         FigureCanvasAgg(figure)
         figure.suptitle(f"Accuracy leaderboard: {clean(name, 60)}", x=0.02, ha="left", fontsize=14, fontweight="bold")
         if points:
-            left, right = figure.subplots(1, 2, width_ratios=[1.1, 1])
+            left, right = figure.subplots(1, 2, width_ratios=[1.35, 1])
             look = Look.of([p["series"] for p in points])
             lines = _lines(rows, {tuple(p[c] for c in GROUP): p["series"] for p in points})
             counts = Counter(tuple(p[c] for c in PANEL) for p in points)

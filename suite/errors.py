@@ -29,9 +29,7 @@ class SuiteError(Exception):
     exit_code = 1
 
     def __init__(self, what: str, *, where: str = "", hint: str = "") -> None:
-        self.what = " ".join(str(what).split())
-        self.where = where
-        self.hint = " ".join(str(hint).split())
+        self.what, self.where, self.hint = one_line(what), one_line(where), one_line(hint)
         super().__init__(self.line())
 
     def line(self) -> str:
@@ -69,6 +67,15 @@ class InfraError(SuiteError):
     """Scheduler, file system, stalled loader: worth a retry."""
 
     kind = "infra"
+
+
+def one_line(text: object) -> str:
+    """Text as one line that a terminal can be shown: unprintable characters become escapes.
+
+    Messages quote names of files, of members of archives and of classes, which may hold anything.
+    """
+    line = " ".join(str(text).split())
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
 
 
 def did_you_mean(name: str, allowed: Iterable[str]) -> str:

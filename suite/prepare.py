@@ -59,6 +59,8 @@ def main() -> int:
     else:
         if arguments.source is None and facts.base != "digits":
             raise UserError(f"{facts.name} needs a source", hint="add --source DIR_OR_TAR")
+        if arguments.source is not None and not arguments.source.exists():
+            raise UserError("no such directory or tar", where=str(arguments.source))
         artifact = _prepare(store, stage, facts, arguments)
     _show(artifact)
     return 0
@@ -113,7 +115,9 @@ def _prepare(store: Store, stage: Stage, facts: Dataset, arguments: argparse.Nam
         settings.sources[facts.base] = str(arguments.source)
     cpu = torch.device("cpu")
     begin, started = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
-    with Attempt(store, stage, {}) as attempt, Progress(console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    progress_bar = Progress(console=console, transient=True, disable=not console.is_terminal)
+    with Attempt(store, stage, {}) as attempt, progress_bar as bar:
         task = bar.add_task(facts.name, total=None)
 
         def progress(done: int, total: int) -> None:

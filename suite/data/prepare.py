@@ -181,6 +181,8 @@ def _child(pipe: Connection, spec: PrepareSpec, source: Path | None, folder: Pat
         pipe.send(("failed", ("oom", "the host ran out of memory", f"prepare {spec.dataset}", "lower --jobs")))
     except BrokenPipeError:
         os._exit(1)  # the parent is gone
+    except OSError as error:
+        pipe.send(("failed", ("infra", error.strerror or str(error), str(error.filename or source or folder), "")))
 
 
 def _rebuilt(value: tuple[str, str, str, str]) -> SuiteError:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import os
+import stat
 import tarfile
 import tempfile
 import threading
@@ -143,7 +144,9 @@ class FolderSource:
         """All images below train/ and val/."""
         found = []
         for split in SPLITS:
-            for folder, folders, names in os.walk(self.root / split, followlinks=True):
+            seen: dict[tuple[int, int], str] = {}
+            for folder, folders, names in os.walk(self.root / split, onerror=self._unlistable, followlinks=True):
+                self._once(folder, seen)
                 folders[:] = [f for f in folders if not f.startswith(".")]
                 inside = Path(folder).relative_to(self.root / split)
                 # A class with no file at all still has to be reported as empty.
@@ -152,9 +155,27 @@ class FolderSource:
                 found.extend(_item(split, (*inside.parts, n), Path(folder, n)) for n in names if _visible(n))
         return found
 
+    def _unlistable(self, error: OSError) -> None:
+        """What `os.walk` would pass over, leaving images out."""
+        if not isinstance(error, FileNotFoundError):
+            raise DataError(f"cannot list {error.filename}: {error.strerror}", where=self.where) from error
+
+    def _once(self, folder: str, seen: dict[tuple[int, int], str]) -> None:
+        """Refuse a directory that links lead to twice: its images would count twice, or for ever."""
+        mark = Path(folder).stat()
+        if (first := seen.setdefault((mark.st_dev, mark.st_ino), folder)) != folder:
+            raise DataError(f"links make {folder} and {first} the same directory", where=self.where)
+
     def read(self, item: Item) -> bytes:
-        """The file's bytes."""
-        return Path(str(item.place)).read_bytes()
+        """The file's bytes.
+
+        Raises:
+            DataError: If it is a pipe or a device, which could keep a reader waiting for ever.
+        """
+        path = Path(str(item.place))
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise DataError(f"not a file: {item.path}", where=self.where)
+        return path.read_bytes()
 
 
 class TarSource:
@@ -191,7 +212,7 @@ class TarSource:
             raise DataError(f"not a readable tar ({error})", where=self.where) from error
         if bad:
             raise DataError(f"refused members: {first_three(bad)}", where=self.where)
-        top = {p[0] for p, m in members if len(p) > 1 or m.isdir()}
+        top = {p[0] for p, m in members if p and (len(p) > 1 or m.isdir())}
         skip = 1 if len(top) == 1 and not top & set(SPLITS) else 0
         found = []
         for parts, member in members:

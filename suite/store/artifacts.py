@@ -78,8 +78,9 @@ class Store:
         except (OSError, ValueError) as error:  # a file on the way, a name that is too long, a NUL in it
             usable, why = False, getattr(error, "strerror", None) or str(error)
         if not usable:
-            where = ascii(str(self.root))[1:-1] if not str(self.root).isprintable() else str(self.root)
-            raise UserError(f"cannot be the store: {why}", where=where, hint="give a directory, or a name that is free")
+            raise UserError(
+                f"cannot be the store: {why}", where=str(self.root), hint="give a directory, or a name that is free"
+            )
 
     def home(self, kind: str, key: str) -> Path:
         """The directory of a stage."""

@@ -110,6 +110,12 @@ def test_errors_of_the_child_arrive_as_they_are(source: Path, tmp_path: Path):
     assert error.value.where == str(source)
 
 
+def test_a_refusing_file_system_is_one_line(source: Path, tmp_path: Path):
+    spec, folder = prepare_spec("cifar10", "beton"), tmp_path / "no-such-folder"
+    with pytest.raises(InfraError, match="No such file"):
+        prepare_into(spec, make_tar(source, tmp_path / "a.tar.gz", "w:gz"), folder)
+
+
 def test_the_command_publishes_then_says_already_prepared(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):

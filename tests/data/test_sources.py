@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import os
 import tarfile
 from pathlib import Path
 
@@ -61,6 +62,46 @@ def test_tars_and_directories_hold_the_same_images(source: Path, tmp_path: Path,
         assert paths(left.train) == paths(right.train) == sorted(paths(right.train))
         assert [a.read(i) for i in left.val] == [b.read(i) for i in right.val]
     assert not list((tmp_path / "scratch").iterdir())
+
+
+def test_a_tar_of_the_directory_itself_is_read(source: Path, tmp_path: Path):
+    with tarfile.open(tmp_path / "whole.tar", "w") as tar:
+        tar.add(source, arcname=".")  # what `tar -cf whole.tar -C source .` writes: a member named `.`
+    in_tar = selected("cifar10", tmp_path / "whole.tar", tmp_path)
+    assert paths(in_tar.train) == paths(selected("cifar10", source, tmp_path).train)
+
+
+def test_links_that_lead_in_circles_are_refused(source: Path, tmp_path: Path):
+    (source / "train/class003/again").symlink_to("..")
+    with pytest.raises(DataError, match="the same directory"):
+        selected("cifar10", source, tmp_path)
+
+
+def test_a_linked_class_directory_is_read(source: Path, tmp_path: Path):
+    (source / "train/class003").rename(tmp_path / "elsewhere")
+    (source / "train/class003").symlink_to(tmp_path / "elsewhere")
+    assert len(selected("cifar10", source, tmp_path).train) == 30
+
+
+def test_a_directory_that_cannot_be_listed_is_refused(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    real = os.scandir
+
+    def scandir(path: str):
+        if str(path).endswith("class003/more"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    (source / "train/class003/more").mkdir()
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(DataError, match=r"cannot list .*class003/more: Permission denied"):
+        selected("cifar10", source, tmp_path)
+
+
+def test_a_pipe_among_the_images_is_refused_and_not_waited_for(source: Path, tmp_path: Path):
+    os.mkfifo(source / "train/class003/pipe.png")
+    (tmp_path / "out").mkdir()
+    with pytest.raises(DataError, match=r"not a file: train/class003/pipe\.png"):
+        write_dataset(prepare_spec("cifar10", "folder"), source, tmp_path / "out", 1, lambda done, total: None)
 
 
 def test_a_directory_may_hold_one_more_directory(source: Path, tmp_path: Path):

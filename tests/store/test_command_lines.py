@@ -71,3 +71,8 @@ def test_a_store_is_a_directory_or_nothing_yet(place: str, tmp_path: Path) -> No
     assert caught.value.line().isprintable()
     Store(tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+def test_messages_cannot_drive_a_terminal() -> None:
+    error = UserError("class '\x1b[31mred\n'", where="a\nfile\udcff", hint="\x00\u202e")
+    assert error.line() == "a file\\udcff: class '\\x1b[31mred ' - \\x00\\u202e"

@@ -154,7 +154,8 @@ def print_plan(launch: Launch) -> None:
     print_reasons(plan, state.held, held=True)
     if todo := launch.todo:
         e = estimate(plan, [plan.stages[t.index] for t in todo])
-        say(f"estimate: {e.gpu_hours:.2f} GPU-hours, {size(e.total_bytes)}")
+        hours = f"{e.gpu_hours:.2f}" if e.gpu_hours >= 0.01 else "less than 0.01"
+        say(f"estimate: {hours} GPU-hours, {size(e.total_bytes)}")
         say(f"  basis: {e.basis}")
 
 

@@ -89,7 +89,9 @@ def squashed(images: torch.Tensor, size: int) -> torch.Tensor:
 
 
 class RealStart:
-    """Starts of whole real images, drawn independently for every slot (E2D, section 3.1; EDC).
+    """Starts of real images, drawn independently for every slot (E2D, section 3.1; EDC).
+
+    The references squash whole images to squares; here the prepared squares, centres of the images, are resized.
 
     Args:
         job: The synthesis.

@@ -33,6 +33,10 @@ _LARGE = ("imagenette", "imagewoof", "imagenet100", "imagenet1k", "imagenet21k")
 class RDED(Method):
     """Sun et al., CVPR 2024, section 4: score random crops by the teacher's cross-entropy, keep and tile the best.
 
+    Crops are drawn from the prepared squares; the reference draws them from whole images. Inputs are normalised as the
+    dataset's teachers were trained; the reference takes ImageNet's numbers everywhere. Of several
+    teachers the first scores.
+
     Attributes:
         candidates: Real images of a class that are looked at (`mipc`); all of them where a class has fewer. The
             reference fails in that case.

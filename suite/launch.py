@@ -85,7 +85,7 @@ class Launch:
         if a.variant is not None:
             words += ["--variant", a.variant]
         if module == "suite.report":  # reads a store and knows no profiles
-            return shlex.join([*words, "--store", a.store or self.profile.store])
+            return shlex.join([*words, "--store", self.profile.store])
         if a.profile != "local":
             words += ["--profile", a.profile]
         return shlex.join([*words, *(["--store", a.store] if a.store else [])])
@@ -202,7 +202,10 @@ def preflight(launch: Launch) -> None:
         if stage.kind == "prepare":
             base = dataset(stage.spec.dataset).base
             name = stage.spec.dataset
-            hint = f"python -m suite.prepare {name} --source DIR, or `sources: {{{base}: DIR}}` in the profile"
+            form = getattr(stage.spec, "format", "beton")
+            flags = ["--store", launch.profile.store, *(["--format", form] if form != "beton" else [])]
+            command = f"python -m suite.prepare {name} --source DIR {shlex.join(flags)}"
+            hint = f"{command}, or `sources: {{{base}: DIR}}` in the profile"
             if base != "digits" and base not in sources:
                 raise UserError(f"dataset {name!r} is not prepared and has no source", hint=hint)
             if base in sources and not Path(sources[base]).exists():
@@ -272,7 +275,10 @@ def finish(launch: Launch) -> int:
         table(["stage", "key", "", "why"], rows)
         if len(left) > len(rows):
             say(f"... and {len(left) - len(rows)} more: {launch.command('suite.status')}")
-        say(f"the same command runs them again: {launch.command('suite.launch')}")
+        if state.todo:
+            say(f"the same command runs them again: {launch.command('suite.launch')}")
+        if state.held:
+            say("diverged stages and what needs them are held back; `--retry numeric` runs them all the same")
     say(f"next: {launch.command('suite.report')}")
     return 1 if left else 0
 

@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from suite.errors import DataError, NumericError, SuiteError, UserError, guarded
+from suite.errors import DataError, NumericError, SuiteError, UserError, debug, guarded
 from suite.faults import fault_point
 from suite.provenance import provenance
 from suite.spec.keys import plain
@@ -66,17 +66,14 @@ def run_stage(stage: Stage, store: Store, settings: Settings) -> bool:
     """Bring one stage to its published state. Returns whether it is published now."""
     _say(f"{stage.kind} {stage.key} {stage.label()}")
     fault_point(stage.kind, "start")
-    try:
-        inputs = open_inputs(store, stage)
-    except (FileNotFoundError, Corrupt) as error:
-        what = error.what if isinstance(error, Corrupt) else f"missing {error}"
-        _record_failure(stage, store, {}, DataError(f"blocked: an input cannot be used: {what}"), time.monotonic())
-        return False
-    if _already(stage, store, inputs):
-        _say("  already published")
-        return True
+    inputs: dict[str, Artifact] = {}
     begin = time.monotonic()
     try:
+        inputs = _inputs(stage, store)
+        if _already(stage, store, inputs):
+            _say("  already published")
+            return True
+        begin = time.monotonic()
         with Attempt(store, stage, inputs) as attempt:
             started = datetime.now(UTC).isoformat(timespec="seconds")
             outcome, device = _compute(stage, inputs, attempt, settings)
@@ -87,12 +84,21 @@ def run_stage(stage: Stage, store: Store, settings: Settings) -> bool:
             attempt.publish(record)
     except Exception as error:
         # The one place where any failure becomes a record: siblings go on, and the report shows the hole.
+        if debug() or not isinstance(error, SuiteError):
+            traceback.print_exception(error)
         _record_failure(stage, store, inputs, _classified(error), begin)
-        traceback.print_exception(error)
         return False
     fault_point(stage.kind, "published")
     _say(f"  published after {time.monotonic() - begin:.1f} s")
     return True
+
+
+def _inputs(stage: Stage, store: Store) -> dict[str, Artifact]:
+    try:
+        return open_inputs(store, stage)
+    except (FileNotFoundError, Corrupt) as error:
+        what = error.what if isinstance(error, Corrupt) else f"missing {error}"
+        raise DataError(f"blocked: an input cannot be used: {what}") from error
 
 
 def _already(stage: Stage, store: Store, inputs: dict[str, Artifact]) -> bool:
@@ -174,15 +180,22 @@ def _record_failure(stage: Stage, store: Store, inputs: dict[str, Artifact], err
     print(f"  {status} ({error.kind}): {error.line()}", file=sys.stderr, flush=True)
 
 
+def _no_run(file: Path, error: Exception) -> UserError:
+    what = f"{error.strerror}" if isinstance(error, OSError) else str(error)
+    return UserError(f"not a run directory: {what}", where=str(file), hint="suite.launch writes one")
+
+
 def _settings(run: Path) -> Settings:
+    from pydantic import TypeAdapter
+
     from suite.stages.context import Settings
 
     try:
-        data = read_json(run / "settings.json")
-    except (OSError, ValueError) as error:
-        raise UserError(f"not a run directory: {error}", where=str(run), hint="suite.launch writes one") from error
-    known = {f.name for f in fields(Settings)}
-    return Settings(**{k: v for k, v in data.items() if k in known})
+        known = {f.name for f in fields(Settings)}
+        data = {k: v for k, v in read_json(run / "settings.json").items() if k in known}
+        return TypeAdapter(Settings).validate_python(data)
+    except (OSError, ValueError, AttributeError) as error:
+        raise _no_run(run / "settings.json", error) from error
 
 
 def _stages(run: Path, indices: list[int]) -> list[Stage]:
@@ -190,10 +203,17 @@ def _stages(run: Path, indices: list[int]) -> list[Stage]:
 
     wanted = set(indices)
     found: dict[int, Stage] = {}
-    with (run / "stages.jsonl").open() as lines:
-        for number, line in enumerate(lines):
-            if number in wanted:
-                found[number] = stage_from_json(json.loads(line))
+    path, number = run / "stages.jsonl", -1
+    try:
+        with path.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines):
+                if number in wanted:
+                    found[number] = stage_from_json(json.loads(line))
+    except OSError as error:
+        raise _no_run(path, error) from error
+    except (ValueError, KeyError, TypeError, AttributeError, UserError) as error:
+        what = f"no {error}" if isinstance(error, KeyError) else str(error)
+        raise UserError(f"not a stage: {what}", where=f"{path}:{number + 1}", hint="launch the grid again") from error
     if missing := wanted - set(found):
         raise UserError(f"no stage {min(missing)} in this run", where=str(run))
     return [found[i] for i in indices]

@@ -147,7 +147,7 @@ def test_a_dataset_without_source_is_refused_before_anything_is_made(tmp_path: P
     grid.write_text(TINY.replace("[digits]", "[cifar10-n5]"))
     done = run("suite.launch", grid, "--store", store)
     assert done.returncode == 2
-    assert "python -m suite.prepare cifar10-n5 --source DIR" in done.stderr
+    assert f"python -m suite.prepare cifar10-n5 --source DIR --store {store}" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert not store.exists()
 

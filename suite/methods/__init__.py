@@ -72,6 +72,7 @@ class Method:
 
 METHODS: dict[str, type[Method]] = {}
 _BROKEN: dict[str, str] = {}
+_TWICE: dict[str, str] = {}
 M = TypeVar("M", bound=type[Method])
 
 
@@ -90,7 +91,8 @@ def method(
 
     def register(cls: M) -> M:
         if name in METHODS:
-            raise ValueError(f"method {name!r} is registered twice: {METHODS[name].__module__} and {cls.__module__}")
+            _TWICE[name] = f"method {name!r} is registered twice: {METHODS[name].__module__} and {cls.__module__}"
+            raise ValueError(_TWICE[name])
         if not is_dataclass(cls) or unknown_needs(needs):
             raise ValueError(f"method {name!r}: a frozen dataclass is needed, with needs among {sorted(NEEDS)}")
         cls.name, cls.paper, cls.version = name, paper, version
@@ -134,7 +136,10 @@ def discover() -> dict[str, type[Method]]:
     for info in pkgutil.iter_modules(__path__):
         try:
             importlib.import_module(f"{__name__}.{info.name}")
-        except Exception as error:  # reported by `get` with the file's name; the other methods stay usable
+        except (
+            Exception,
+            SystemExit,
+        ) as error:  # reported by `get` with the file's name; the other methods stay usable
             _BROKEN[info.name] = f"{type(error).__name__}: {error}"
     return METHODS
 
@@ -149,9 +154,11 @@ def get(name: str, where: str = "") -> type[Method]:
     """The method class of a name.
 
     Raises:
-        UserError: If it is unknown, or its file cannot be imported.
+        UserError: If it is unknown, its file cannot be imported, or two files claim it.
     """
     found = discover().get(name)
+    if name in _TWICE:  # which of the two a key means would depend on the names of files
+        raise UserError(_TWICE[name], where=where, hint="give one of them another name")
     if found is not None:
         return found
     if name in _BROKEN:

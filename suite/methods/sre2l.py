@@ -74,10 +74,10 @@ class SRe2L(Method):
 
         Tiny-ImageNet's script multiplies the loss by T^2 = 400, uses SGD at 0.2 and weight decay 1e-4; without T^2 the
         same updates follow from a rate 400 times larger and a decay 400 times smaller. Its five warm-up epochs are left
-        out. CIFAR's mixup is replaced by CutMix, its weight decay spares vectors, and its teacher labels in eval mode (the
-        reference forgets to leave training mode). Other ImageNet subsets and digits are not in the paper: batches of
-        1024 would leave one step an epoch, so they use 100 (inferred) and 20 (ours). Of several teachers the first one
-        synthesizes and all label.
+        out. CIFAR's mixup is replaced by CutMix, its weight decay spares vectors, and its teacher labels in eval mode
+        (the reference forgets to leave training mode). Other ImageNet subsets and digits are not in the paper: batches
+        of 1024 would leave one step an epoch, so they use 100 (inferred) and 20 (ours). Of several teachers the first
+        one synthesizes and all label.
         """
         size = ipc * classes
         if base == "tinyimagenet":

@@ -30,6 +30,8 @@ def launch(package: Path, *words: object) -> subprocess.CompletedProcess[str]:
 def test_broken_method_files_spoil_only_themselves(tmp_path: Path) -> None:
     package = tmp_path / "suite"
     shutil.copytree(Path(suite.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "slurm").mkdir()
+    (tmp_path / "slurm/local.yaml").write_text("cluster: local\n")
     methods = package / "methods"
     (methods / "syntax.py").write_text("def broken(:")
     (methods / "leaves.py").write_text("raise SystemExit(0)")

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from suite.errors import UserError
+from suite.errors import InfraError, UserError
 from suite.store import Store
+from suite.store.files import write_json
 
 SAY = "from suite.errors import guarded\nguarded(lambda: print({text!r}))"
 
@@ -76,3 +77,13 @@ def test_a_store_is_a_directory_or_nothing_yet(place: str, tmp_path: Path) -> No
 def test_messages_cannot_drive_a_terminal() -> None:
     error = UserError("class '\x1b[31mred\n'", where="a\nfile\udcff", hint="\x00\u202e")
     assert error.line() == "a file\\udcff: class '\\x1b[31mred ' - \\x00\\u202e"
+
+
+def test_a_read_only_file_system_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Path, *_: object, **__: object) -> None:
+        raise OSError(30, "Read-only file system", str(self))
+
+    monkeypatch.setattr(Path, "open", refuse)
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(InfraError, match=r"row\.json: cannot write 3 bytes: Read-only"):
+        write_json(tmp_path / "row.json", {})

@@ -155,13 +155,16 @@ def _peak_rss() -> int:
 
 
 def device_info(device: torch.device) -> dict[str, Any]:
-    """Type, name and thread count of a device, for records."""
+    """Type, name and thread count of a device, and whether its convolutions may use TF32, for records."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
     else:
         lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
         name = next((ln.partition(":")[2].strip() for ln in lines if ln.startswith("model name")), "cpu")
-    return {"type": device.type, "name": name, "threads": torch.get_num_threads()}
+    found = {"type": device.type, "name": name, "threads": torch.get_num_threads()}
+    if device.type == "cuda":
+        found["tf32"] = torch.backends.cudnn.allow_tf32
+    return found
 
 
 def costs(artifacts: Iterable[Artifact]) -> dict[str, dict[str, Any]]:

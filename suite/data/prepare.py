@@ -11,6 +11,7 @@ import json
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -153,8 +154,9 @@ def prepare_into(
                 at = value[0]
                 progress(*value)
             elif kind == "done":
-                return dict(value)
+                return dict(value[0])
             else:
+                child.join(2)  # killed in mid-exit, it would leave a warning of multiprocessing's behind
                 raise _rebuilt(value)
     finally:
         ours.close()
@@ -164,25 +166,43 @@ def prepare_into(
 
 def _child(pipe: Connection, spec: PrepareSpec, source: Path | None, folder: Path, jobs: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    _die_with_parent()
     last = 0.0
+
+    def send(kind: str, *value: object) -> None:
+        try:
+            pipe.send((kind, value))
+        except BrokenPipeError:
+            os._exit(1)  # the parent is gone
 
     def progress(done: int, total: int) -> None:
         nonlocal last
         now = time.monotonic()
         if done in (0, total) or now - last > 0.2:
             last = now
-            pipe.send(("progress", (done, total)))
+            send("progress", done, total)
 
     try:
-        pipe.send(("done", write_dataset(spec, source, folder, jobs, progress)))
+        send("done", write_dataset(spec, source, folder, jobs, progress))
     except SuiteError as error:
-        pipe.send(("failed", (error.kind, error.what, error.where, error.hint)))
+        send("failed", error.kind, error.what, error.where, error.hint)
     except MemoryError:
-        pipe.send(("failed", ("oom", "the host ran out of memory", f"prepare {spec.dataset}", "lower --jobs")))
-    except BrokenPipeError:
-        os._exit(1)  # the parent is gone
+        send("failed", "oom", "the host ran out of memory", f"prepare {spec.dataset}", "lower --jobs")
     except OSError as error:
-        pipe.send(("failed", ("infra", error.strerror or str(error), str(error.filename or source or folder), "")))
+        send("failed", "infra", error.strerror or str(error), str(error.filename or source or folder), "")
+
+
+def _die_with_parent() -> None:
+    """End this process when its parent has ended, however it ended: nobody would publish what is written here."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, name="die-with-parent", daemon=True).start()
 
 
 def _rebuilt(value: tuple[str, str, str, str]) -> SuiteError:

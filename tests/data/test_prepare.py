@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -101,6 +102,28 @@ def test_a_stalled_writer_is_an_infra_error_and_is_ended(source: Path, tmp_path:
     with pytest.raises(InfraError, match=r"prepare cifar10: no progress for 6 s after \d+ images"):
         prepare_into(prepare_spec("cifar10", "folder"), source, tmp_path, progress=stop, timeout=6)
     assert stopped and not any(c.is_alive() for c in stopped)
+
+
+def test_a_writer_does_not_outlive_a_killed_parent(tmp_path: Path):
+    script = tmp_path / "parent.py"
+    script.write_text("""
+import multiprocessing, os, signal, time
+from suite.data import prepare
+
+def stuck(*_):  # as in decompressing, which reports no progress
+    print(os.getpid(), flush=True)
+    os.kill(os.getppid(), signal.SIGKILL)
+    time.sleep(100)
+
+prepare.write_dataset = stuck
+if __name__ == "__main__":
+    from pathlib import Path
+    prepare.prepare_into(prepare.prepare_spec("digits", "beton"), None, Path("."))
+""")
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout.strip().isdecimal()
 
 
 def test_errors_of_the_child_arrive_as_they_are(source: Path, tmp_path: Path):

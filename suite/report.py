@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -45,10 +46,9 @@ def _make(arguments: argparse.Namespace, selection: Selection, folder: Path) -> 
     name, rows = selection.name, _gather(selection)
     if rows.frame.empty and not rows.refused and all(h.reason == "not run" for h in rows.holes):
         target = str(arguments.grid) if arguments.grid else "GRID"
-        variant = f" --variant {arguments.variant}" if arguments.variant else ""
-        raise UserError(
-            "there are no rows to report", where=str(arguments.store), hint=f"python -m suite.launch {target}{variant}"
-        )
+        words = ["--variant", arguments.variant] if arguments.variant else []
+        command = shlex.join(["python", "-m", "suite.launch", target, *words, "--store", str(arguments.store)])
+        raise UserError("there are no rows to report", where=str(arguments.store), hint=command)
     from suite.leaderboard.published import Published
     from suite.leaderboard.tables import leaderboards
 

@@ -174,7 +174,9 @@ def test_nothing_to_report_is_one_line_with_the_next_command(grid: Path, tmp_pat
     for arguments in ([], [grid]):
         done = run(*arguments, "--store", tmp_path / "nowhere", "--out", tmp_path / "out")
         assert done.returncode == 2
-        assert re.fullmatch(r"error: .*there are no rows to report - python -m suite\.launch \S+ --store \S+\n", done.stderr)
+        assert re.fullmatch(
+            r"error: .*there are no rows to report - python -m suite\.launch \S+ --store \S+\n", done.stderr
+        )
     assert not (tmp_path / "out").exists()
 
 

@@ -5,10 +5,9 @@ python -m suite.bench loader --source imagenette.tar --json results/measured/loa
 
 from __future__ import annotations
 
-import argparse
 import importlib
 
-from suite.errors import guarded
+from suite.errors import Parser, guarded
 
 #: Subcommands: modules of suite.benchmarks with `add_arguments(parser)` and `run(arguments) -> int`.
 BENCHMARKS = {"loader": "FFCV beside torchvision's ImageFolder and DataLoader"}
@@ -16,7 +15,7 @@ BENCHMARKS = {"loader": "FFCV beside torchvision's ImageFolder and DataLoader"}
 
 def main() -> int:
     """Parse and hand over to one benchmark."""
-    parser = argparse.ArgumentParser(prog="python -m suite.bench", description=(__doc__ or "").splitlines()[0])
+    parser = Parser(prog="python -m suite.bench", description=(__doc__ or "").splitlines()[0])
     commands = parser.add_subparsers(dest="benchmark", required=True, metavar="BENCHMARK")
     modules = {}
     for name, text in BENCHMARKS.items():

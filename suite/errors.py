@@ -6,6 +6,7 @@ Every failure that the suite foresees is a `SuiteError` with a kind. The kind de
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import io
 import os
@@ -13,6 +14,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import NoReturn
 
 
@@ -86,6 +88,21 @@ def did_you_mean(name: str, allowed: Iterable[str]) -> str:
         return f"did you mean {close[0]!r}?"
     shown = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
     return f"allowed: {shown}" if names else "nothing is allowed here"
+
+
+class Parser(argparse.ArgumentParser):
+    """A command line whose bad flags are one line and exit code 2, like all bad input."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong; argparse would print the usage as well."""
+        raise UserError(message, where=self.prog, hint=f"{self.prog} --help")
+
+
+def directory(text: str) -> Path:
+    """The type of a flag that names a directory: `~` is the home directory, nothing is not a name."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("an empty name is not a directory")
+    return Path(text).expanduser()
 
 
 def debug() -> bool:

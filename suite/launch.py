@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from suite.cluster.profile import Profile, find_profile, load_profile
 from suite.cluster.reconcile import Reconciled, Todo, clear_published, reconcile
 from suite.cluster.show import clean, plural, say, size, table
-from suite.errors import UserError, guarded
+from suite.errors import Parser, UserError, guarded
 from suite.grid import MAX_CELLS, Plan, estimate, load_plan
 from suite.grid.expand import describe
 from suite.spec.datasets import dataset
@@ -34,7 +34,7 @@ _FIRST = 5
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m suite.launch",
         description=(__doc__ or "").splitlines()[0],
         epilog="exit codes: 0 all done, or submitted; 1 some stages failed; 2 bad input; 3 nothing could be submitted",

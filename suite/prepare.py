@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from suite.errors import UserError, guarded
+from suite.errors import Parser, UserError, directory, guarded
 from suite.spec.datasets import REGISTRY, Dataset, dataset
 from suite.spec.keys import plain
 from suite.spec.stages import Stage
@@ -67,14 +67,14 @@ def main() -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m suite.prepare", description=(__doc__ or "").splitlines()[0])
+    parser = Parser(prog="python -m suite.prepare", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("name", help=f"a dataset ({', '.join(REGISTRY)}), optionally with suffixes: tinyimagenet-c20")
     parser.add_argument("--source", type=Path, help="directory or tar with train/CLASS/file and val/CLASS/file")
     parser.add_argument("--subset", type=int, metavar="N", help="the first N training images of each class (-nN)")
     parser.add_argument("--size", type=int, metavar="S", help="side in pixels of what networks see (-sS)")
     parser.add_argument("--classes", type=int, metavar="K", help="the first K classes (-cK)")
     parser.add_argument("--format", choices=("beton", "folder"), default="beton", help="folder: loader torchvision")
-    parser.add_argument("--store", type=Path, default=Path("results/store"), help="default: %(default)s")
+    parser.add_argument("--store", type=directory, default=Path("results/store"), help="default: %(default)s")
     parser.add_argument("--jobs", type=_positive, metavar="N", help="decoding threads; no value changes the result")
     parser.add_argument("--timeout", type=_positive, default=300, help="seconds without progress that count as a stall")
     return parser

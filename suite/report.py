@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from suite.errors import UserError, guarded
+from suite.errors import Parser, UserError, directory, guarded
 from suite.grid import Plan, load_plan
 from suite.leaderboard.freshness import TEXT, stamp, state, unchanged
 from suite.store import Store
@@ -85,11 +85,13 @@ def write(folder: Path, name: str, rows: Rows, tables: list[Table], text: str) -
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m suite.report", description=(__doc__ or "").splitlines()[0])
+    parser = Parser(prog="python -m suite.report", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("grid", nargs="?", type=Path, help="grid file; all rows of the store without it")
     parser.add_argument("--variant", help="a variant of the grid")
-    parser.add_argument("--store", type=Path, default=Path("results/store"), help="default: %(default)s")
-    parser.add_argument("--out", type=Path, default=Path("reports"), help="parent of the report; default: %(default)s")
+    parser.add_argument("--store", type=directory, default=Path("results/store"), help="default: %(default)s")
+    parser.add_argument(
+        "--out", type=directory, default=Path("reports"), help="parent of the report; default: %(default)s"
+    )
     parser.add_argument("--published", type=Path, help=f"papers' numbers; default: {PUBLISHED}, where it is there")
     arguments = parser.parse_args(argv)
     if arguments.variant and not arguments.grid:

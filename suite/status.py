@@ -7,7 +7,6 @@ Right from artifacts alone; where Slurm answers, its word is added, by one query
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections import Counter
 from pathlib import Path
@@ -15,7 +14,7 @@ from pathlib import Path
 from suite.cluster.profile import find_profile, load_profile
 from suite.cluster.show import clean, plural, say, table
 from suite.cluster.states import STATES, State, states
-from suite.errors import guarded
+from suite.errors import Parser, guarded
 from suite.grid import MAX_CELLS, load_plan
 from suite.spec.stages import KINDS
 from suite.store import Store
@@ -25,7 +24,7 @@ _SHOWN = 20
 
 def main() -> int:
     """Parse, look, print. Returns 0 whatever the state: it was shown."""
-    parser = argparse.ArgumentParser(prog="python -m suite.status", description=(__doc__ or "").splitlines()[0])
+    parser = Parser(prog="python -m suite.status", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("grid", type=Path, metavar="GRID")
     parser.add_argument("--variant", metavar="NAME", help="one of the grid's variants")
     parser.add_argument("--profile", default="local", metavar="NAME", help="site profile: slurm/NAME.yaml, or a file")

@@ -9,7 +9,6 @@ next.
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import os
 import sys
@@ -20,7 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from suite.errors import DataError, NumericError, SuiteError, UserError, debug, guarded
+from suite.errors import DataError, InfraError, NumericError, OutOfMemory, Parser, SuiteError, UserError, debug, guarded
 from suite.faults import fault_point
 from suite.provenance import provenance
 from suite.spec.keys import plain
@@ -36,7 +35,7 @@ if TYPE_CHECKING:
 
 def main() -> int:
     """Parse, run, and leave with 0 if every stage is published, else 1."""
-    parser = argparse.ArgumentParser(prog="python -m suite.work", description=(__doc__ or "").splitlines()[0])
+    parser = Parser(prog="python -m suite.work", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("run", type=Path, help="run directory, as written by suite.launch")
     parser.add_argument("indices", help="stage indices, separated by commas")
     arguments = parser.parse_args()
@@ -148,14 +147,11 @@ def _classified(error: Exception) -> SuiteError:
     if isinstance(error, SuiteError):
         return error
     text = f"{type(error).__name__}: {error}"
-    result = SuiteError(text)
-    if type(error).__name__ in ("OutOfMemoryError",) or isinstance(error, MemoryError):
-        result.kind = "oom"
-    elif isinstance(error, OSError):
-        result.kind = "infra"
-    else:
-        result.kind = "user"  # a fault in the code or the spec: the same attempt would fail the same way
-    return result
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return OutOfMemory(text)
+    if isinstance(error, OSError):
+        return InfraError(text)
+    return UserError(text)  # a fault in the code or the spec: the same attempt would fail the same way
 
 
 def _record(stage: Stage, status: str, begin: float, started: str) -> Record:

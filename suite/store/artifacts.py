@@ -69,7 +69,9 @@ class Store:
     """
 
     def __init__(self, root: Path | str) -> None:
-        self.root = Path(root)
+        if not str(root).strip():
+            raise UserError("the store has no name", hint="give a directory, or a name that is free")
+        self.root = Path(root).expanduser()
         try:
             usable = stat.S_ISDIR(self.root.stat().st_mode)
             why = "not a directory"

@@ -87,3 +87,33 @@ def test_a_read_only_file_system_names_the_file(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(Path, "unlink", refuse)
     with pytest.raises(InfraError, match=r"row\.json: cannot write 3 bytes: Read-only"):
         write_json(tmp_path / "row.json", {})
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["launch", "--nonsense"],
+        ["launch"],
+        ["status"],
+        ["report", "--store", ""],
+        ["report", "--store"],
+        ["prepare"],
+        ["prepare", "digits", "--jobs", "many"],
+        ["bench", "nothing"],
+        ["work", "somewhere"],
+    ],
+    ids=" ".join,
+)
+def test_bad_flags_are_one_line_and_exit_2(words: list[str]) -> None:
+    command = [sys.executable, "-m", f"suite.{words[0]}", *words[1:]]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stdout == "" and done.stderr.count("\n") == 1
+    assert done.stderr.startswith(f"error: python -m suite.{words[0]}") and "--help" in done.stderr
+
+
+def test_home_directories_are_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert Store("~/store").root == tmp_path / "store"
+    with pytest.raises(UserError, match="no name"):
+        Store(" ")

@@ -235,6 +235,7 @@ class _Planner:
         params = self.method(cell, matches)[1]
         inputs: dict[str, str] = {}
         if "real" in cls.needs:
+            self._check_ipc(cell)
             inputs["prepare"] = self.prepare(cell.dataset).key
         if "teacher" in cls.needs:
             inputs |= self.teacher_inputs(cell.dataset, archs)
@@ -252,6 +253,15 @@ class _Planner:
             precision=self.selection.precision,
         )
         return self.add("synthesis", spec, inputs)
+
+    def _check_ipc(self, cell: Cell) -> None:
+        d = dataset(cell.dataset)
+        if cell.ipc > d.train // d.classes:
+            raise UserError(
+                f"IPC {cell.ipc} of {cell.method} needs more real images than {cell.dataset} has",
+                where=self.where((), ""),
+                hint=f"{d.train // d.classes} training images a class on average",
+            )
 
     # How a cell's student learns.
 

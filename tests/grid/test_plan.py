@@ -26,7 +26,7 @@ from suite.spec.stages import (
     input_kind,
     stage_from_json,
 )
-from tests.grid.conftest import SMALL, Planned
+from tests.grid.conftest import SMALL, Planned, Refused
 from tests.grid.test_overrides import TOY, specs
 
 
@@ -61,6 +61,12 @@ def test_stages_are_unique_ordered_and_closed(planned: Planned) -> None:
     needed = {key for s in plan.stages for key in s.inputs.values()} | set(plan.cell_keys)
     assert needed == set(keys)  # nothing is planned that nobody uses
     assert len(plan.cell_keys) == len(plan.cells) == len(set(plan.cell_keys))
+
+
+def test_ipc_beyond_the_real_images_is_refused(planned: Planned, refused: Refused) -> None:
+    message = str(refused(grid(method="random", ipc=500)))
+    assert "IPC 500 of random needs more real images than digits has - 144 training images a class" in message
+    assert planned(grid(method="sre2l", ipc=500)), "images from noise need no real ones"
 
 
 def test_keys_are_those_of_the_specification(planned: Planned) -> None:

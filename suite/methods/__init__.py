@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cache
@@ -26,8 +27,8 @@ NEEDS = frozenset({"real", "teacher", "statistics"})
 
 
 @dataclass(frozen=True)
-class Method:
-    """What every method is. Subclasses add hyper-parameters as fields and implement `synthesize`."""
+class Method(ABC):
+    """What every method is. Subclasses add hyper-parameters as fields and implement `recipe` and `synthesize`."""
 
     name: ClassVar[str] = ""
     paper: ClassVar[str] = ""
@@ -57,17 +58,17 @@ class Method:
         policy = cls.paper_labels.get(base, cls.labels)
         return policy if protocol == "paper" or policy == "hard" else "online"
 
+    @abstractmethod
     def recipe(self, base: str, classes: int, ipc: int, student: str) -> StudentRecipe:
         """The student recipe of the paper (protocol `paper`) for a dataset base and its number of classes."""
-        raise NotImplementedError(f"{type(self).__name__}.recipe")  # pragma: no cover - abstract
 
     def image_iterations(self, ipc: int) -> int:
         """Planned optimiser updates per image (0 for methods that only select); used by the cost estimate."""
         return 0
 
+    @abstractmethod
     def synthesize(self, job: Job) -> DistilledSet:
         """Make the distilled set: uint8 [classes*ipc, 3, S, S], class-major, with int64 labels."""
-        raise NotImplementedError(f"{type(self).__name__}.synthesize")  # pragma: no cover - abstract
 
 
 METHODS: dict[str, type[Method]] = {}
@@ -95,6 +96,8 @@ def method(
             raise ValueError(_TWICE[name])
         if not is_dataclass(cls) or unknown_needs(needs):
             raise ValueError(f"method {name!r}: a frozen dataclass is needed, with needs among {sorted(NEEDS)}")
+        if missing := sorted(cls.__abstractmethods__):
+            raise ValueError(f"method {name!r} does not implement {' and '.join(missing)}")
         cls.name, cls.paper, cls.version = name, paper, version
         cls.needs, cls.labels = frozenset(needs), labels
         METHODS[name] = cls

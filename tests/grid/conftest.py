@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import pytest
 
@@ -13,6 +13,10 @@ from suite.errors import UserError
 from suite.grid import Plan, load_plan
 from suite.methods import METHODS, Method, discover, method
 from suite.spec.recipes import StudentRecipe
+
+if TYPE_CHECKING:
+    from suite.data.distilled import DistilledSet
+    from suite.learn.job import Job
 
 SMALL = """\
 name: small
@@ -86,11 +90,17 @@ def toys() -> Iterator[None]:
         def image_iterations(self, ipc: int) -> int:
             return self.count
 
+        def synthesize(self, job: Job) -> DistilledSet:
+            raise AssertionError("planning never runs a method")
+
     @method(name="toy_free", paper="test", version=1)
     @dataclass(frozen=True)
     class Free(Method):
         def recipe(self, base: str, classes: int, ipc: int, student: str) -> StudentRecipe:
             return StudentRecipe(epochs=2)
+
+        def synthesize(self, job: Job) -> DistilledSet:
+            raise AssertionError("planning never runs a method")
 
     yield
     del METHODS["toy"], METHODS["toy_free"]

@@ -36,12 +36,18 @@ def test_broken_method_files_spoil_only_themselves(tmp_path: Path) -> None:
     (methods / "syntax.py").write_text("def broken(:")
     (methods / "leaves.py").write_text("raise SystemExit(0)")
     (methods / "binary.py").write_bytes(b"\xff\xfe")
+    (methods / "half.py").write_text(
+        "from dataclasses import dataclass\nfrom suite.methods import Method, method\n"
+        "@method(name='half', paper='none', version=1)\n@dataclass(frozen=True)\nclass Half(Method):\n"
+        "    def recipe(self, base, classes, ipc, student):\n        return None\n"
+    )
     (methods / "escapes.py").write_text("raise ValueError('\\x1b[2J\\n')")
     listed = launch(package, "--list")
     assert listed.returncode == 0
     assert "rded" in listed.stdout
-    for name in ("syntax", "leaves", "binary", "escapes"):
+    for name in ("syntax", "leaves", "binary", "half", "escapes"):
         assert f"suite/methods/{name}.py cannot be imported" in listed.stderr
+    assert "method 'half' does not implement synthesize" in listed.stderr
     assert "\x1b" not in listed.stderr and "Traceback" not in listed.stderr
 
     grid = tmp_path / "one.yaml"

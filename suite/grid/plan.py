@@ -13,11 +13,12 @@ from suite.grid.names import check_names
 from suite.grid.overrides import Rule, method_values, parse_rules, student_values
 from suite.grid.schema import load_grid
 from suite.grid.stage_maker import StageMaker
+from suite.grid.student import Student
 from suite.grid.yaml_strict import Document
 from suite.methods import Method, get
 from suite.spec.archs import TORCHVISION_GMACS
 from suite.spec.datasets import REGISTRY, Dataset, dataset
-from suite.spec.recipes import Labels, RelabelRecipe, StudentRecipe, matched_recipe, teacher_recipe
+from suite.spec.recipes import LabelRecipe, RelabelRecipe, StudentRecipe, matched_recipe, teacher_recipe
 from suite.spec.stages import (
     KINDS,
     EvaluationSpec,
@@ -132,18 +133,18 @@ class _Planner:
 
         return self.once(("prepare", name), make)
 
-    def teacher(self, name: str, arch: str) -> Stage:
-        """One teacher; it depends on the dataset and the architecture only."""
-        return self.once(("teacher", name, arch), lambda: self._make_teacher(dataset(name), arch))
+    def teacher(self, name: str, arch: str, special: tuple[tuple[str, Any], ...] = ()) -> Stage:
+        """One teacher; it depends on the dataset and the architecture, and on what a method's labels ask for."""
+        return self.once(("teacher", name, arch, special), lambda: self._make_teacher(dataset(name), arch, special))
 
-    def _make_teacher(self, d: Dataset, arch: str) -> Stage:
+    def _make_teacher(self, d: Dataset, arch: str, special: tuple[tuple[str, Any], ...]) -> Stage:
         used = [i for i, r in enumerate(self.rules) if r.teacher and r.meets_shared(d.name, arch)]
         rules = [self.rules[i] for i in used]
-        values: dict[str, Any] = {}
+        values: dict[str, Any] = dict(special)
         for rule in rules:
             values |= rule.teacher
         can_load = d.base == "imagenet1k" and d.classes == REGISTRY["imagenet1k"].classes and is_hub(arch)
-        weights: Weights = values.pop("weights", "pretrained" if can_load else "scratch")
+        weights: Weights = values.pop("weights", "pretrained" if can_load and not special else "scratch")
         if weights == "pretrained" and not can_load:
             raise UserError(
                 f"there are no pretrained weights of {arch} for {d.name}",
@@ -182,10 +183,13 @@ class _Planner:
 
         return self.once(("statistics", name, arch), make)
 
-    def teacher_inputs(self, name: str, archs: tuple[str, ...]) -> dict[str, str]:
+    def teacher_inputs(
+        self, name: str, archs: tuple[str, ...], special: tuple[tuple[str, Any], ...] = ()
+    ) -> dict[str, str]:
         """Inputs `teacher.0`, `teacher.1`, ..."""
         return self.once(
-            ("teachers", name, archs), lambda: {f"teacher.{i}": self.teacher(name, a).key for i, a in enumerate(archs)}
+            ("teachers", name, archs, special),
+            lambda: {f"teacher.{i}": self.teacher(name, a, special).key for i, a in enumerate(archs)},
         )
 
     # What a cell makes of its method.
@@ -265,17 +269,20 @@ class _Planner:
 
     # How a cell's student learns.
 
-    def student(self, cell: Cell, matches: tuple[int, ...]) -> tuple[Labels, StudentRecipe, RelabelRecipe | None]:
-        """Label policy, student recipe and, for stored labels, the relabel recipe."""
+    def student(self, cell: Cell, matches: tuple[int, ...]) -> Student:
+        """How the cell's student learns."""
         key = ("student", cell.method, cell.dataset, cell.ipc, cell.student, cell.protocol, matches)
         return self.once(key, lambda: self._make_student(cell, matches))
 
-    def _make_student(self, cell: Cell, matches: tuple[int, ...]) -> tuple[Labels, StudentRecipe, RelabelRecipe | None]:
+    def _make_student(self, cell: Cell, matches: tuple[int, ...]) -> Student:
         rules, cls, d = [self.rules[i] for i in matches], get(cell.method), dataset(cell.dataset)
         method = self.method(cell, matches)[0]
         labels = cls.label_policy(d.base, cell.protocol)
+        label, special = LabelRecipe(), {}
         if cell.protocol == "paper":
             recipe = self.guard(lambda: method.recipe(d.base, d.classes, cell.ipc, cell.student), rules, "method")
+            label = self.guard(lambda: method.label_recipe(d.base, d.classes, cell.ipc), rules, "method")
+            special = dict(method.label_teacher(d.base, cell.ipc))
         else:
             recipe = matched_recipe(d.base)
         for rule in rules:
@@ -288,19 +295,21 @@ class _Planner:
                 raise UserError(
                     f"student.loss {recipe.loss} needs soft labels, but {cell.method} has hard ones",
                     where=where,
-                    hint="set labels: online or stored, or add conditions to when",
+                    hint="set labels: online, stored or vector, or add conditions to when",
                 )
             recipe = replace(recipe, loss="ce")
-        elif recipe.loss == "ce":
+        elif recipe.loss == "ce" and labels != "vector":
             raise UserError(
                 f"{labels} labels cannot be learnt with loss ce ({cell.method}, protocol {cell.protocol})",
                 where=where,
-                hint="set student.loss: kl or mse_gt, or labels: hard",
+                hint="set student.loss: kl or mse_gt, or labels: hard or vector",
             )
-        relabel = self._relabel_recipe(recipe, cell.ipc * d.classes, where) if labels == "stored" else None
+        relabel = self._relabel_recipe(recipe, label, cell.ipc * d.classes, where) if labels == "stored" else None
+        if labels == "vector":
+            relabel = RelabelRecipe(epochs=1, batch=100, crop=(1.0, 1.0), flip=False, cutmix=False, label=label)
         if cell.protocol == "matched":
             self._check_matched(rules)
-        return labels, recipe, relabel
+        return Student(labels, label, recipe, relabel, tuple(sorted(special.items())))
 
     def _check_matched(self, rules: list[Rule]) -> None:
         """Protocol `matched` trains the students of all methods alike, so no rule may except one of them."""
@@ -312,7 +321,7 @@ class _Planner:
                     hint="add protocol: paper to when, or take method out of it",
                 )
 
-    def _relabel_recipe(self, recipe: StudentRecipe, images: int, where: str) -> RelabelRecipe:
+    def _relabel_recipe(self, recipe: StudentRecipe, label: LabelRecipe, images: int, where: str) -> RelabelRecipe:
         """Views and logits for as many epochs as the student trains."""
         if recipe.pad or recipe.patch_shuffle > 1:
             part = "pad" if recipe.pad else "patch_shuffle"
@@ -323,23 +332,23 @@ class _Planner:
             )
         batch = min(recipe.batch, images)
         epochs = recipe.epochs if recipe.epochs is not None else -(-(recipe.steps or 0) // -(-images // batch))
-        return RelabelRecipe(epochs, batch, recipe.crop, recipe.flip, recipe.cutmix)
+        return RelabelRecipe(epochs, batch, recipe.crop, recipe.flip, recipe.cutmix, label)
 
     def evaluation(self, cell: Cell) -> Stage:
         """The evaluation of a cell, and everything that it needs."""
         matches = self.matcher(cell)
-        labels, recipe, relabel = self.student(cell, matches)
+        student = self.student(cell, matches)
         synthesis = self.synthesis(cell, matches)
         inputs = {"prepare": self.prepare(cell.dataset).key, "synthesis": synthesis.key}
-        if labels != "hard":
+        if student.labels != "hard":
             archs = self.once(
                 ("label archs", cell.method, cell.dataset, cell.teacher, cell.protocol),
                 lambda: self.archs(cell, get(cell.method).paper_label_teachers),
             )
-            if relabel is None:
-                inputs |= self.teacher_inputs(cell.dataset, archs)
+            if student.relabel is None:
+                inputs |= self.teacher_inputs(cell.dataset, archs, student.special)
             else:
-                inputs["relabel"] = self.relabel(cell, synthesis, archs, relabel).key
+                inputs["relabel"] = self.relabel(cell, synthesis, archs, student).key
         return self.add(
             "evaluation",
             EvaluationSpec(
@@ -350,22 +359,26 @@ class _Planner:
                 cell.student,
                 cell.protocol,
                 cell.seed,
-                labels,
-                recipe,
+                student.labels,
+                student.label,
+                student.recipe,
                 self.selection.loader,
                 self.selection.precision,
             ),
             inputs,
         )
 
-    def relabel(self, cell: Cell, synthesis: Stage, archs: tuple[str, ...], recipe: RelabelRecipe) -> Stage:
+    def relabel(self, cell: Cell, synthesis: Stage, archs: tuple[str, ...], student: Student) -> Stage:
         """The stored labels of a cell; students with the same recipe share them."""
+        recipe, labels = student.relabel, student.labels
+        assert recipe is not None and labels in ("stored", "vector")
 
         def make() -> Stage:
-            spec = RelabelSpec(cell.dataset, cell.ipc, archs, recipe, cell.seed, self.selection.precision)
-            return self.add("relabel", spec, {"synthesis": synthesis.key, **self.teacher_inputs(cell.dataset, archs)})
+            spec = RelabelSpec(labels, cell.dataset, cell.ipc, archs, recipe, cell.seed, self.selection.precision)
+            teachers = self.teacher_inputs(cell.dataset, archs, student.special)
+            return self.add("relabel", spec, {"synthesis": synthesis.key, **teachers})
 
-        return self.once(("relabel", synthesis.key, archs, recipe, cell.seed), make)
+        return self.once(("relabel", labels, synthesis.key, archs, recipe, cell.seed, student.special), make)
 
     # Overrides without effect.
 

@@ -16,7 +16,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from suite.errors import UserError, did_you_mean
-from suite.spec.recipes import Labels, StudentRecipe
+from suite.spec.recipes import LabelRecipe, Labels, StudentRecipe
 
 if TYPE_CHECKING:
     from suite.data.distilled import DistilledSet
@@ -44,6 +44,16 @@ class Method(ABC):
     paper_teachers: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     paper_label_teachers: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
+    def __post_init__(self) -> None:
+        """Refuse hyper-parameters that make no sense, at planning time: each field is judged by its name (`_RANGES`).
+
+        Raises:
+            UserError: Naming the fields that cannot be used.
+        """
+        check_ranges(
+            self, **{f.name: _RANGES[f.name](getattr(self, f.name)) for f in fields(self) if f.name in _RANGES}
+        )
+
     @classmethod
     def for_dataset(cls, base: str, ipc: int, overrides: Mapping[str, Any] | None = None) -> Method:
         """The method with its paper's values for a dataset and IPC, then the grid's overrides."""
@@ -62,14 +72,33 @@ class Method(ABC):
     def recipe(self, base: str, classes: int, ipc: int, student: str) -> StudentRecipe:
         """The student recipe of the paper (protocol `paper`) for a dataset base and its number of classes."""
 
-    def image_iterations(self, ipc: int) -> int:
-        """Planned optimiser updates per image (0 for methods that only select); used by the cost estimate."""
+    def label_recipe(self, base: str, classes: int, ipc: int) -> LabelRecipe:
+        """How labels follow from the label teachers' logits under protocol `paper`; the mean of raw logits."""
+        return LabelRecipe()
+
+    def label_teacher(self, base: str, ipc: int) -> Mapping[str, Any]:
+        """Fields of `TeacherRecipe` in which label teachers differ under protocol `paper`, e.g. `{"stop": 11}`."""
+        return {}
+
+    def image_iterations(self, ipc: int) -> float:
+        """Planned optimiser updates per image, a mean (0 for methods that only select); used by the cost estimate."""
         return 0
 
     @abstractmethod
     def synthesize(self, job: Job) -> DistilledSet:
         """Make the distilled set: uint8 [classes*ipc, 3, S, S], class-major, with int64 labels."""
 
+
+#: What a hyper-parameter of a name may be, for the names that methods share. Others are checked by the method itself.
+_RANGES: dict[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(("iterations", "batch", "candidates", "crops", "factor", "rounds", "epochs"), lambda v: v >= 1),
+    **dict.fromkeys(("explore", "bn_weight", "weight", "first", "ce_weight", "feature_weight"), lambda v: v >= 0),
+    **dict.fromkeys(("lr", "tau"), lambda v: v > 0),
+    **dict.fromkeys(("ema", "drop_rate"), lambda v: 0 <= v < 1),
+    "curriculum": lambda v: 0 <= v <= 1,
+    "crop": lambda v: is_area(v),
+    "roll": lambda v: v[0] <= v[1],
+}
 
 METHODS: dict[str, type[Method]] = {}
 _BROKEN: dict[str, str] = {}
@@ -107,7 +136,7 @@ def method(
 
 
 def check_ranges(instance: Method, **allowed: bool) -> None:
-    """Refuse hyper-parameters that make no sense; called from a method's `__post_init__`, hence at planning time.
+    """Refuse hyper-parameters that make no sense; for a method's `__post_init__`, after `super().__post_init__()`.
 
     Args:
         instance: The method.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from suite.methods import Method, check_ranges, is_area, method
+from suite.methods import Method, method
 from suite.spec.recipes import Labels, StudentRecipe
 
 if TYPE_CHECKING:
@@ -76,20 +76,6 @@ class E2D(Method):
     #: 656 GB of logits at IPC 10: the paper labels ImageNet-21K while training.
     paper_labels: ClassVar[dict[str, Labels]] = {"imagenet21k": "online"}
 
-    def __post_init__(self) -> None:
-        check_ranges(
-            self,
-            iterations=self.iterations >= 1,
-            explore=self.explore >= 0,
-            lr=self.lr > 0,
-            weight=self.weight >= 0,
-            first=self.first >= 0,
-            ema=0 <= self.ema < 1,
-            batch=self.batch >= 1,
-            crop=is_area(self.crop),
-            roll=self.roll[0] <= self.roll[1],
-        )
-
     def recipe(self, base: str, classes: int, ipc: int, student: str) -> StudentRecipe:
         """The recipe of the branch: mean squared logit error with EMA (1K), or KL at T = 20 (21K); cos2 schedule.
 
@@ -102,7 +88,7 @@ class E2D(Method):
             batch=batch, schedule="cos2", loss="mse_gt", ce_weight=0.025, crop=(0.5, 1.0), flip=flip, ema=0.99
         )
 
-    def image_iterations(self, ipc: int) -> int:
+    def image_iterations(self, ipc: int) -> float:
         """At most `iterations`; early stops save some, which are counted when they happen."""
         return self.iterations
 

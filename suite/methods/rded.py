@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from suite.methods import Method, check_ranges, is_area, method
+from suite.methods import Method, method
 from suite.spec.recipes import StudentRecipe
 
 if TYPE_CHECKING:
@@ -52,15 +52,6 @@ class RDED(Method):
 
     # argument.py / scripts: factor 2 for every ImageNet subset, 1 for 32 and 64 px; by base, whatever size is asked.
     paper_values: ClassVar[dict[tuple[str, int | None], dict[str, Any]]] = {(b, None): {"factor": 2} for b in _LARGE}
-
-    def __post_init__(self) -> None:
-        check_ranges(
-            self,
-            candidates=self.candidates >= 1,
-            crops=self.crops >= 1,
-            factor=self.factor >= 1,
-            crop=is_area(self.crop),
-        )
 
     def recipe(self, base: str, classes: int, ipc: int, student: str) -> StudentRecipe:
         """The one recipe of the paper: AdamW, cosine that ends at one half, KL at T = 20, CutMix, patch shuffle.

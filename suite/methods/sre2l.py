@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from suite.methods import Method, check_ranges, is_area, method
+from suite.methods import Method, method
 from suite.spec.recipes import Labels, StudentRecipe
 
 if TYPE_CHECKING:
@@ -57,18 +57,6 @@ class SRe2L(Method):
     #: FKD files on ImageNet; the reference labels small sets while training (`train_kd.sh`, `relabel_cifar.py`).
     paper_labels: ClassVar[dict[str, Labels]] = {"tinyimagenet": "online", "cifar100": "online", "cifar10": "online"}
 
-    def __post_init__(self) -> None:
-        check_ranges(
-            self,
-            iterations=self.iterations >= 1,
-            lr=self.lr > 0,
-            bn_weight=self.bn_weight >= 0,
-            first=self.first >= 0,
-            batch=self.batch >= 1,
-            crop=is_area(self.crop),
-            roll=self.roll[0] <= self.roll[1],
-        )
-
     def recipe(self, base: str, classes: int, ipc: int, student: str) -> StudentRecipe:
         """The recipe of `train_FKD.sh`, and of the small-dataset scripts.
 
@@ -97,7 +85,7 @@ class SRe2L(Method):
             epochs=300, batch=min(1024 if base.startswith("imagenet") and classes >= 1000 else 100, size)
         )
 
-    def image_iterations(self, ipc: int) -> int:
+    def image_iterations(self, ipc: int) -> float:
         """Every image is updated `iterations` times."""
         return self.iterations
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Schedule = Literal["constant", "cosine", "cosine_half", "linear", "linear_half", "cos2"]
+Schedule = Literal["constant", "cosine", "cosine_half", "linear", "linear_half", "cos2", "step"]
 Loss = Literal["kl", "mse_gt", "ce"]
-Labels = Literal["hard", "online", "stored"]
+Augment = Literal["none", "randaugment", "dsa"]
+Labels = Literal["hard", "vector", "online", "stored"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,20 +22,30 @@ class StudentRecipe:
         optimizer: `adamw` (betas .9, .999) or `sgd` (with `momentum`).
         lr: Initial learning rate.
         weight_decay: Applied to parameters named `weight` with more than one dimension.
+        decay_all: Apply it to all parameters.
         momentum: For `sgd`.
         schedule: Factor on the learning rate. With p = progress in [0, 1): `cosine` (1+cos(pi p))/2;
             `cosine_half` (1+cos(pi p/2))/2, which ends at one half (RDED, DELT); `linear` 1-p; `linear_half` 1-p/2;
-            `cos2` E2D's cosine to 5/6 of training, then a jump to a low linear tail.
+            `cos2` E2D's cosine to 5/6 of training, then a jump to a low linear tail; `step` multiplies by `gamma` at
+            each of `milestones`.
+        milestones: Progress, in (0, 1], at which `step` drops.
+        gamma: Factor of each drop.
+        warmup: Epochs (or steps) of linear warm-up from 0.01, before the schedule.
         loss: `kl`: KL(teacher || student) at `temperature`, batch mean, no T^2; `mse_gt`: mean squared logit error plus
             `ce_weight` times cross-entropy with the un-mixed label (EDC, E2D); `ce`: cross-entropy with hard labels,
             mixed in proportion under CutMix. With hard labels every protocol uses `ce`.
         temperature: Softmax temperature of `kl`.
+        squared: Multiply `kl` by the squared temperature.
         ce_weight: Weight of the cross-entropy in `mse_gt`.
         crop: Area range of RandomResizedCrop; (1, 1) is the identity on square images.
         pad: Zero padding of a random crop at full size; 0 for none. Applied instead of `crop` when positive.
         flip: Horizontal flip with probability one half.
         cutmix: One CutMix box a batch, lambda ~ Beta(1, 1), probability 1.
         patch_shuffle: Factor f of RDED's patch shuffle; 1 for none.
+        augment: Applied before the crop: `randaugment` (two random operations an image of strength `magnitude`, as DELT
+            and EDC) or `dsa` (one operation of differentiable siamese augmentation a batch); `none`.
+        magnitude: Mean strength of `randaugment`, of 10.
+        accumulate: Equal parts of a batch, forwarded one after the other, whose gradients are averaged (CV-DD).
         ema: Decay of a parameter average that is evaluated instead of the live network; 0 for none.
         evaluations: How many times validation accuracy is measured, evenly spread, the last at the end.
     """
@@ -45,23 +56,54 @@ class StudentRecipe:
     optimizer: Literal["adamw", "sgd"] = "adamw"
     lr: float = 1e-3
     weight_decay: float = 0.01
+    decay_all: bool = False
     momentum: float = 0.9
     schedule: Schedule = "cosine"
+    milestones: tuple[float, ...] = ()
+    gamma: float = 0.1
+    warmup: int = 0
     loss: Loss = "kl"
     temperature: float = 20.0
+    squared: bool = False
     ce_weight: float = 0.025
     crop: tuple[float, float] = (0.08, 1.0)
     pad: int = 0
     flip: bool = True
     cutmix: bool = True
     patch_shuffle: int = 1
+    augment: Augment = "none"
+    magnitude: float = 6.0
+    accumulate: int = 1
     ema: float = 0.0
     evaluations: int = 3
 
 
 @dataclass(frozen=True, slots=True)
+class LabelRecipe:
+    """How soft labels follow from the teachers' logits; for policies `vector`, `online` and `stored`.
+
+    Attributes:
+        ensemble: Of several teachers: `mean` of raw logits; `norm`: logits scaled to the teachers' mean Frobenius norm
+            first (G-VBSM); `weighted`: with `weights` (CV-DD).
+        weights: One a teacher, for `weighted`.
+        part: Images whose BatchNorm statistics the teachers use instead of their running ones (CV-DD's batch-specific
+            soft labels, in parts of this many images); 0 for teachers in eval mode.
+        prune: Share of a stored stream's batches that is left out (LPLD), in [0, 1).
+        temperature: `vector` stores softmax(logits / temperature).
+    """
+
+    ensemble: Literal["mean", "norm", "weighted"] = "mean"
+    weights: tuple[float, ...] = ()
+    part: int = 0
+    prune: float = 0.0
+    temperature: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
 class RelabelRecipe:
-    """How a stored label stream is made (FKD).
+    """How stored labels are made: a stream of views and logits (FKD), or one vector an image.
+
+    With policy `vector` every image is seen once, whole, and the views' fields are not used.
 
     Attributes:
         epochs: Epochs of views whose logits are stored; a student replays them in order.
@@ -69,6 +111,7 @@ class RelabelRecipe:
         crop: Area range of RandomResizedCrop.
         flip: Horizontal flip with probability one half.
         cutmix: One CutMix box and permutation a batch.
+        label: How labels follow from logits.
     """
 
     epochs: int = 300
@@ -76,6 +119,7 @@ class RelabelRecipe:
     crop: tuple[float, float] = (0.08, 1.0)
     flip: bool = True
     cutmix: bool = True
+    label: LabelRecipe = LabelRecipe()
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +137,9 @@ class TeacherRecipe:
         pad: Padding of a random crop, for small images.
         flip: Horizontal flip with probability one half.
         label_smoothing: Of the cross-entropy.
+        optimizer: `sgd` or `adam`.
+        schedule: After the warm-up: `cosine` to 0, or `constant`.
+        stop: Epoch after which training ends early, with the schedule of the full length; None for the whole.
     """
 
     epochs: int = 50
@@ -105,6 +152,9 @@ class TeacherRecipe:
     pad: int = 4
     flip: bool = True
     label_smoothing: float = 0.0
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    schedule: Literal["cosine", "constant"] = "cosine"
+    stop: int | None = None
 
 
 #: Teacher recipes by dataset base; the first that matches, in this order. Sources: SRe2L (CIFAR, Tiny-ImageNet).

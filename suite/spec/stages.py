@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from suite.spec.keys import plain, stage_key
-from suite.spec.recipes import Labels, RelabelRecipe, StudentRecipe, TeacherRecipe
+from suite.spec.recipes import LabelRecipe, Labels, RelabelRecipe, StudentRecipe, TeacherRecipe
 
 Loader = Literal["ffcv", "torchvision"]
 Precision = Literal["fp32", "bf16"]
@@ -88,8 +88,9 @@ class SynthesisSpec:
 
 @dataclass(frozen=True, slots=True)
 class RelabelSpec:
-    """A stored stream of soft labels: views of the distilled images and the teachers' logits on them (FKD)."""
+    """Stored soft labels: views of distilled images and the teachers' logits on them (FKD), or a vector an image."""
 
+    labels: Literal["stored", "vector"]
     dataset: str
     ipc: int
     teachers: tuple[str, ...]
@@ -110,6 +111,7 @@ class EvaluationSpec:
     protocol: Protocol
     seed: int
     labels: Labels
+    label: LabelRecipe
     recipe: StudentRecipe
     loader: Loader
     precision: Precision

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from suite.grid import Plan
 from suite.spec.keys import plain
-from suite.spec.recipes import RelabelRecipe, StudentRecipe
+from suite.spec.recipes import LabelRecipe, RelabelRecipe, StudentRecipe
 from suite.spec.stages import (
     EvaluationSpec,
     PrepareSpec,
@@ -62,7 +62,7 @@ def diamond(dataset: str = "digits") -> Plan:
     full = synthesis("e2d", {"prepare": p.key, "teacher.0": t.key, "statistics.0": s.key}, (NET,), dataset)
     r = Stage.make(
         "relabel",
-        RelabelSpec(dataset, 1, (NET,), RelabelRecipe(epochs=2), 0, "fp32"),
+        RelabelSpec("stored", dataset, 1, (NET,), RelabelRecipe(epochs=2), 0, "fp32"),
         {"synthesis": full.key, "teacher.0": t.key},
     )
     evaluations = [
@@ -81,7 +81,9 @@ def synthesis(method: str, inputs: dict[str, str], teachers: tuple[str, ...], da
 def evaluation(method: str, inputs: dict[str, str], dataset: str = "digits", seed: int = 0) -> Stage:
     """An evaluation stage."""
     recipe = StudentRecipe(epochs=None, steps=10)
-    spec = EvaluationSpec(method, dataset, 1, NET, NET, "matched", seed, "hard", recipe, "torchvision", "fp32")
+    spec = EvaluationSpec(
+        method, dataset, 1, NET, NET, "matched", seed, "hard", LabelRecipe(), recipe, "torchvision", "fp32"
+    )
     return Stage.make("evaluation", spec, inputs)
 
 

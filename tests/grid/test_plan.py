@@ -13,7 +13,7 @@ from suite.grid import Plan
 from suite.grid.stage_maker import StageMaker
 from suite.methods import METHODS
 from suite.spec.keys import canonical, stage_key
-from suite.spec.recipes import MATCHED, RelabelRecipe, StudentRecipe, TeacherRecipe
+from suite.spec.recipes import MATCHED, LabelRecipe, RelabelRecipe, StudentRecipe, TeacherRecipe
 from suite.spec.stages import (
     KINDS,
     EvaluationSpec,
@@ -222,7 +222,7 @@ def test_resources_are_never_in_a_key() -> None:
     }
     for spec in (PrepareSpec, TeacherSpec, StatisticsSpec, SynthesisSpec, RelabelSpec, EvaluationSpec):
         assert not words & {f.name for f in fields(spec)}
-    for recipe in (StudentRecipe, RelabelRecipe, TeacherRecipe):
+    for recipe in (StudentRecipe, LabelRecipe, RelabelRecipe, TeacherRecipe):
         assert not words & {f.name for f in fields(recipe)}
 
 
@@ -240,6 +240,14 @@ STUDENTS = st.builds(
     crop=st.tuples(st.floats(0.01, 0.5), st.floats(0.5, 1)),
     flip=st.booleans(),
 )
+LABELS = st.builds(
+    LabelRecipe,
+    ensemble=st.sampled_from(["mean", "norm", "weighted"]),
+    weights=st.lists(st.floats(0, 1), max_size=5).map(tuple),
+    part=st.integers(0, 64),
+    prune=st.floats(0, 0.99),
+    temperature=st.floats(0.01, 100),
+)
 WORD = st.from_regex(r"[a-z0-9._-]{1,12}", fullmatch=True)
 EVALUATIONS = st.builds(
     EvaluationSpec,
@@ -250,7 +258,8 @@ EVALUATIONS = st.builds(
     student=WORD,
     protocol=st.sampled_from(["paper", "matched"]),
     seed=st.integers(0, 2**31),
-    labels=st.sampled_from(["hard", "online", "stored"]),
+    labels=st.sampled_from(["hard", "vector", "online", "stored"]),
+    label=LABELS,
     recipe=STUDENTS,
     loader=st.sampled_from(["ffcv", "torchvision"]),
     precision=st.sampled_from(["fp32", "bf16"]),

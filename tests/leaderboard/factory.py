@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from suite.spec.datasets import dataset as facts
-from suite.spec.recipes import StudentRecipe
+from suite.spec.recipes import LabelRecipe, StudentRecipe
 from suite.spec.stages import EvaluationSpec, Stage, SynthesisSpec
 from suite.store import Record
 
@@ -43,7 +43,18 @@ def stages(
     made = SynthesisSpec(method, 1, params or {"crops": 5}, dataset, ipc, ("resnet18",), seed, "ffcv", "fp32")
     synthesis = Stage.make("synthesis", made, {"prepare": PREPARE, "teacher.0": TEACHER})
     spec = EvaluationSpec(
-        method, dataset, ipc, "resnet18", student, protocol, seed, labels, StudentRecipe(), "ffcv", "fp32"
+        method,
+        dataset,
+        ipc,
+        "resnet18",
+        student,
+        protocol,
+        seed,
+        labels,
+        LabelRecipe(),
+        StudentRecipe(),
+        "ffcv",
+        "fp32",
     )
     inputs = {"prepare": PREPARE, "synthesis": synthesis.key, "teacher.0": TEACHER}
     return synthesis, Stage.make("evaluation", spec, inputs)

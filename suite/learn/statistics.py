@@ -1,4 +1,4 @@
-"""Class-wise and global statistics of a teacher's layer inputs over real images, in one pass (EDC, E2D, G-VBSM)."""
+"""Class-wise and global statistics of a teacher's layer inputs over real images, in one pass (EDC, E2D, WMDD, LPLD)."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from suite.errors import DataError
 from suite.learn.taps import BN, CONV, InputHooks, full_precision, patches, running_statistics
 
 _FORMAT = "layer statistics 1"
+_PATCHES = ("patch_mean", "patch_var", "class_patch_mean", "class_patch_var")
 _AGAIN = "run the `statistics` stage again"
 
 
@@ -33,6 +34,7 @@ class LayerTargets:
         patch_var: [U*V].
         class_mean: [K, C], for each class the average over its images of an image's own mean; None if unknown.
         class_var: [K, C], likewise of an image's own biased variance, which leaves out what lies between images.
+        class_between: [K, C], what it leaves out: the biased variance of the images' means; of BatchNorm layers only.
         class_patch_mean: [K, U*V].
         class_patch_var: [K, U*V].
     """
@@ -45,6 +47,7 @@ class LayerTargets:
     patch_var: torch.Tensor | None = None
     class_mean: torch.Tensor | None = None
     class_var: torch.Tensor | None = None
+    class_between: torch.Tensor | None = None
     class_patch_mean: torch.Tensor | None = None
     class_patch_var: torch.Tensor | None = None
 
@@ -73,9 +76,28 @@ class ClassStatistics:
         present = {layer.kind for layer in self.layers}
         return tuple(k for k in (BN, CONV) if k in present)
 
+    @property
+    def class_moments(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """For each BatchNorm layer, mean and biased variance [K, C] over all pixels of all images of a class.
+
+        These are the moments of the class processed in one batch (WMDD, section 3.3; LPLD, section 3.2): images have as
+        many pixels, so the variance is the mean of the images' variances plus the variance of their means.
+
+        Raises:
+            DataError: If the statistics do not hold them.
+        """
+        found = []
+        for layer in (layer for layer in self.layers if layer.kind == BN):
+            mean, within, between = layer.class_mean, layer.class_var, layer.class_between
+            if mean is None or within is None or between is None:
+                raise DataError(f"layer {layer.name} has no moments of classes", hint=_AGAIN)
+            found.append((mean, within + between))
+        return found
+
     def without_classes(self) -> ClassStatistics:
         """The global targets only (G-VBSM)."""
-        none: dict[str, Any] = dict.fromkeys(("class_mean", "class_var", "class_patch_mean", "class_patch_var"))
+        class_wise = ("class_mean", "class_var", "class_between", "class_patch_mean", "class_patch_var")
+        none: dict[str, Any] = dict.fromkeys(class_wise)
         return ClassStatistics([replace(layer, **none) for layer in self.layers], 0, self.patch)
 
     def save(self, path: Path) -> None:
@@ -119,7 +141,11 @@ class ClassStatistics:
 
 @dataclass(frozen=True)
 class _PerImage:
-    """Statistics of each image of a batch: [B, C] and, for convolutions, [B, U*V]."""
+    """Statistics of each image of a batch.
+
+    [B, C] means and variances; of BatchNorm layers also the squared means, in float64, from which the variance between
+    images follows; of convolutions with patches also two [B, U*V].
+    """
 
     name: str
     kind: str
@@ -129,7 +155,9 @@ class _PerImage:
 def _per_image(name: str, kind: str, x: torch.Tensor, patch: int | None) -> _PerImage:
     x = full_precision(x)
     var, mean = torch.var_mean(x, dim=(2, 3), correction=0)
-    if kind != CONV or patch is None:
+    if kind == BN:
+        return _PerImage(name, kind, [mean, var, mean.double().square()])
+    if patch is None:
         return _PerImage(name, kind, [mean, var])
     patch_var, patch_mean = torch.var_mean(patches(x, patch), dim=(1, 3, 5), correction=0)
     return _PerImage(name, kind, [mean, var, patch_mean.flatten(1), patch_var.flatten(1)])
@@ -209,20 +237,22 @@ def compute_statistics(
 
 def _targets(sums: _Sums, running: dict[str, tuple[torch.Tensor, torch.Tensor]]) -> list[LayerTargets]:
     """Divide the sums and cut them into layers."""
-    by_class = (sums.by_class / sums.counts[:, None]).to(sums.dtype)
+    by_class = sums.by_class / sums.counts[:, None]
     total = (sums.total / sums.counts.sum()).to(sums.dtype)
     layers, at = [], 0
     for name, kind, widths in sums.layers:
         width = sum(widths)
         # Copies, so that a layer does not keep the whole table alive and files hold each tensor once.
         overall = [t.clone() for t in total[at : at + width].split(widths)]
-        per_class = [t.clone() for t in by_class[:, at : at + width].split(widths, dim=1)]
+        exact = by_class[:, at : at + width].split(widths, dim=1)
+        per_class = [t.to(sums.dtype, copy=True) for t in exact]
         at += width
         mean, var = overall[:2]
+        more: dict[str, torch.Tensor] = {}
         if kind == BN:
             mean, var = (t.detach().clone() for t in running[name])
-        patch = {"patch_mean": overall[2], "patch_var": overall[3]} if len(widths) == 4 else {}
-        if patch:
-            patch |= {"class_patch_mean": per_class[2], "class_patch_var": per_class[3]}
-        layers.append(LayerTargets(name, kind, mean, var, class_mean=per_class[0], class_var=per_class[1], **patch))
+            more["class_between"] = (exact[2] - exact[0].square()).clamp_min(0).to(sums.dtype)
+        elif len(widths) == 4:
+            more = dict(zip(_PATCHES, (*overall[2:], *per_class[2:]), strict=True))
+        layers.append(LayerTargets(name, kind, mean, var, class_mean=per_class[0], class_var=per_class[1], **more))
     return layers

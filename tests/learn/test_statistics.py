@@ -79,6 +79,63 @@ def test_global_targets_of_batch_norms_are_the_running_statistics():
     assert statistics.layers[1].var.data_ptr() != net[4].running_var.data_ptr()
 
 
+def test_class_moments_are_those_of_the_class_in_one_batch():
+    net, x, y = toy()
+    with torch.no_grad():
+        net.double()
+        inputs = [net[:1](x.double()), net[:4](x.double())]
+    pooled = net.float()
+    batched = compute_statistics(pooled, zip(x.split(7), y.split(7), strict=True), 5, 4)
+    assert all(layer.class_between is None for layer in batched.layers if layer.kind == "conv")
+    for (mean, var), u in zip(batched.class_moments, inputs, strict=True):
+        assert mean.dtype == var.dtype == torch.float32
+        for c in range(5):
+            exact_var, exact_mean = torch.var_mean(u[y == c], dim=(0, 2, 3), correction=0)
+            torch.testing.assert_close(mean[c].double(), exact_mean, rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(var[c].double(), exact_var, rtol=1e-5, atol=1e-6)
+    with pytest.raises(DataError, match="layer 1 has no moments of classes"):
+        _ = batched.without_classes().class_moments
+
+
+def test_class_moments_are_exact_where_lpld_averages_its_last_batches():
+    """Default: the true moments. The reference's running average (decay 0.9 from mean 0, var 1) is another number."""
+    g = golden("lpld")
+    batches = [(g[f"classbn.x{i}"], g[f"classbn.y{i}"]) for i in range(3)]
+    bn = nn.Sequential(nn.BatchNorm2d(5)).double().eval()
+    ((mean, var),) = compute_statistics(bn, batches, 4, None).class_moments
+    torch.testing.assert_close(mean, g["classbn.exact_mean"], atol=1e-10, rtol=0)
+    torch.testing.assert_close(var, g["classbn.exact_var"], atol=1e-10, rtol=0)
+    # The reference's number follows from the moments of every class in every batch.
+    average = [torch.zeros(4, 5).double(), torch.ones(4, 5).double()]
+    for i, (x, y) in enumerate(batches):
+        for c in y.unique():
+            ((m, v),) = compute_statistics(bn, [(x[y == c], torch.zeros_like(y[y == c]))], 1, None).class_moments
+            for table, moment in zip(average, (m, v), strict=True):
+                table[c] = 0.9 * table[c] + 0.1 * moment[0]
+        torch.testing.assert_close(average[0], g[f"classbn.mean_after{i}"], atol=1e-10, rtol=0)
+        torch.testing.assert_close(average[1], g[f"classbn.var_after{i}"], atol=1e-10, rtol=0)
+    assert (average[1] - var).abs().max() > 0.1
+
+
+def test_wmdd_averages_the_moments_of_batches():
+    """Its class variance is the mean of the variances within batches: less than the exact one where a class has two."""
+    g = golden("wmdd")
+    net = golden_net(g)
+    for c in range(4):
+        batches = [g[k] for k in (f"real.c{c}.batch0", f"real.c{c}.batch1") if k in g]
+        parts = [compute_statistics(net, [(x, torch.zeros(len(x)).long())], 1, None, ("bn",)).class_moments
+                 for x in batches]  # fmt: skip
+        whole = compute_statistics(net, [(x, torch.zeros(len(x)).long()) for x in batches], 1, None, ("bn",))
+        share = [len(x) / sum(map(len, batches)) for x in batches]
+        for i, (name, exact) in enumerate(zip(("b1", "b2"), whole.class_moments, strict=True)):
+            mean, var = (sum(w * p[i][j][0] for w, p in zip(share, parts, strict=True)) for j in (0, 1))
+            torch.testing.assert_close(mean, g[f"target.{name}.mean"][c], atol=1e-9, rtol=0)
+            torch.testing.assert_close(var, g[f"target.{name}.var"][c], atol=1e-9, rtol=0)
+            torch.testing.assert_close(mean, exact[0][0], atol=1e-9, rtol=0)
+            assert bool((exact[1][0] >= var - 1e-12).all())
+            assert len(batches) == 1 or bool((exact[1][0] > var).any())
+
+
 def test_computing_leaves_the_network_without_hooks_or_gradients():
     net, x, y = toy()
     compute_statistics(net, [(x, y)], 5, 4)
@@ -98,8 +155,9 @@ def test_saved_statistics_come_back_in_module_order(tmp_path):
     for a, b in zip(statistics.layers, loaded.layers, strict=True):
         assert a.kind == b.kind and a.tensors().keys() == b.tensors().keys()
         assert all(torch.equal(t, b.tensors()[k]) for k, t in a.tensors().items())
-    assert len(loaded.layers[1].tensors()) == 4 and len(loaded.layers[0].tensors()) == 8
-    assert loaded.without_classes().layers[0].class_mean is None
+    assert len(loaded.layers[1].tensors()) == 5 and len(loaded.layers[0].tensors()) == 8
+    bare = loaded.without_classes().layers
+    assert bare[0].class_mean is None and bare[1].tensors().keys() == {"mean", "var"}
 
 
 def test_other_files_are_data_errors(tmp_path):

@@ -119,7 +119,7 @@ def test_rded_uses_several_crops_of_an_image_only_if_it_must() -> None:
 
 
 def test_rded_does_not_depend_on_how_many_crops_are_scored_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    import suite.methods.rded as module
+    import suite.learn.mosaics as module
 
     expected = synthesize("rded", tiny_job(), factor=2, candidates=20)
     monkeypatch.setattr(module, "SCORED", 35)

@@ -181,7 +181,8 @@ def loss_function(recipe: StudentRecipe, soft: bool) -> LossFunction:
     if not soft:
         return lambda output, target, hard: F.cross_entropy(output, target)
     if recipe.loss == "kl":
-        return lambda output, target, hard: kl(output, target, recipe.temperature)
+        scale = recipe.temperature**2 if recipe.squared else 1.0
+        return lambda output, target, hard: kl(output, target, recipe.temperature) * scale
     if recipe.loss == "mse_gt":
         return lambda output, target, hard: mse_gt(output, target, hard, recipe.ce_weight)
     raise UserError("loss `ce` learns from hard labels", hint="set `labels: hard`, or loss `kl` or `mse_gt`")

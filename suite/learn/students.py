@@ -16,7 +16,7 @@ from suite.learn.schedules import factor
 from suite.learn.soft_labels import LabelSource, loss_function
 from suite.learn.teachers import summary
 from suite.learn.validation import Score, Validation, autocast, seeded
-from suite.learn.view_plans import DrawnViews, Renderer
+from suite.learn.view_plans import DrawnViews, Renderer, parts
 from suite.spec.datasets import Dataset
 from suite.spec.recipes import StudentRecipe
 
@@ -60,18 +60,20 @@ class Ema:
             p.data, self.average[i] = self.average[i], p.data
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Weight decay on parameters with "weight" in their name and more than one dimension only (RDED, SRe2L, EDC)."""
+def parameter_groups(model: nn.Module, weight_decay: float, decay_all: bool = False) -> list[dict[str, Any]]:
+    """Weight decay on parameters with "weight" in their name and more than one dimension (RDED, SRe2L, EDC), or all."""
     decayed: list[nn.Parameter] = []
     free: list[nn.Parameter] = []
     for name, p in model.named_parameters():
-        (decayed if "weight" in name and p.ndim > 1 else free).append(p)
+        (decayed if decay_all or ("weight" in name and p.ndim > 1) else free).append(p)
+    if not free:
+        return [{"params": decayed, "weight_decay": weight_decay}]
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
 
 
 def build_optimizer(recipe: StudentRecipe, model: nn.Module, device: torch.device) -> torch.optim.Optimizer:
     """AdamW (betas .9, .999) or SGD with momentum, as the recipe says."""
-    groups = parameter_groups(model, recipe.weight_decay)
+    groups = parameter_groups(model, recipe.weight_decay, recipe.decay_all)
     fused = device.type == "cuda"
     if recipe.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=recipe.lr, fused=fused)
@@ -97,6 +99,12 @@ def budget(recipe: StudentRecipe, batches: int) -> tuple[int, set[int]]:
             f"student recipe with epochs {recipe.epochs}, steps {recipe.steps}, evaluations {recipe.evaluations}",
             hint="exactly one of epochs and steps, all positive",
         )
+    if not 0 <= recipe.warmup < length or recipe.accumulate < 1 or any(not 0 < m <= 1 for m in recipe.milestones):
+        raise UserError(
+            f"student recipe with warmup {recipe.warmup} of {length}, milestones {recipe.milestones}, "
+            f"accumulate {recipe.accumulate}",
+            hint="a warm-up shorter than the training, milestones in (0, 1], at least one part of a batch",
+        )
     unit = batches if recipe.steps is None else 1
     points = {max(1, round(length * k / recipe.evaluations)) * unit for k in range(1, recipe.evaluations + 1)}
     return length * unit, points
@@ -114,7 +122,7 @@ def train_student(
     precision: str = "fp32",
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
-    """Train a student on a distilled set: one forward pass of it, and at most one of each teacher, a step.
+    """Train a student on a distilled set: one forward pass of it, and at most one of each teacher, a view.
 
     The same arguments give the same bits on a CPU, and torch's global generators are left as they were.
 
@@ -153,21 +161,23 @@ def train_student(
         for step in range(total):
             epoch, batch = divmod(step, per_epoch)
             done = (step, total) if recipe.epochs is None else (epoch, recipe.epochs)
+            rate = recipe.lr * factor(recipe.schedule, *done, recipe.warmup, recipe.milestones, recipe.gamma)
             for group in optimizer.param_groups:
-                group["lr"] = recipe.lr * factor(recipe.schedule, *done)
+                group["lr"] = rate
             plan = planner.plan(epoch, batch)
             x = render(plan)
             hard = classes[render.to(plan.index)]
             target = labels.targets(plan, x, hard)
-            with autocast(precision, device):
-                output = model(x)
-            loss = loss_of(output.float(), target, hard)
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            for part in parts(len(x), recipe.accumulate):
+                with autocast(precision, device):
+                    output = model(x[part])
+                loss = loss_of(output.float(), target[part], hard[part])
+                (loss * (len(output) / len(x))).backward()
+                watched += loss.detach()  # stays on the device: the host waits for it at evaluations only
             optimizer.step()
             if ema is not None:
                 ema.update()
-            watched += loss.detach()  # stays on the device: the host waits for it at evaluations only
             if step + 1 in points:
                 score = _evaluate(model, ema, validation, watched, step + 1, precision)
                 curve.append([(step + 1) / per_epoch, score.accuracy])

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from suite.errors import DataError, NumericError, UserError
 from suite.learn import models, views
 from suite.learn.job import generator
-from suite.learn.schedules import warm_cosine
+from suite.learn.schedules import factor
 from suite.learn.validation import Score, Validation, autocast, centre, seeded
 from suite.learn.view_plans import RATIO, WHOLE
 from suite.spec.datasets import Dataset
@@ -95,6 +95,25 @@ def augment(x: torch.Tensor, recipe: TeacherRecipe, size: int, draws: torch.Gene
     return x
 
 
+def trained_epochs(recipe: TeacherRecipe) -> int:
+    """Epochs that are trained: `stop`, or all.
+
+    Raises:
+        UserError: If there is none, or `stop` lies beyond the end.
+    """
+    stop = recipe.epochs if recipe.stop is None else recipe.stop
+    if not 1 <= stop <= recipe.epochs:
+        raise UserError(f"teacher stops after {stop} of {recipe.epochs} epochs", hint="from 1 to all of them")
+    return stop
+
+
+def build_optimizer(recipe: TeacherRecipe, model: nn.Module) -> torch.optim.Optimizer:
+    """SGD with momentum, or Adam (betas .9, .999), with the weight decay as an L2 penalty."""
+    if recipe.optimizer == "adam":
+        return torch.optim.Adam(model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
+    return torch.optim.SGD(model.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
+
+
 def train_teacher(
     spec: TeacherSpec,
     dataset: Dataset,
@@ -103,7 +122,10 @@ def train_teacher(
     device: torch.device,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[dict[str, torch.Tensor], Numbers]:
-    """Train a network from scratch: SGD with momentum, linear warm-up and cosine decay by step, weight decay on all.
+    """Train a network from scratch: linear warm-up and decay of the rate by step, L2 penalty on all parameters.
+
+    With `stop` the training of the full length is left after that many epochs: the weights are the snapshot that the
+    whole training passes through.
 
     Args:
         spec: Architecture, recipe, seed and precision.
@@ -114,10 +136,10 @@ def train_teacher(
         progress: Called with (steps done, all steps).
 
     Returns:
-        The state dict of the last epoch, and numbers as in `Record.numbers`.
+        The state dict behind the last epoch, and numbers as in `Record.numbers`.
 
     Raises:
-        UserError: If the spec has no recipe.
+        UserError: If the spec has no recipe, or one without an epoch.
         NumericError: If the loss is not finite at an evaluation.
     """
     recipe = spec.recipe
@@ -125,23 +147,21 @@ def train_teacher(
         raise UserError(f"teacher {spec.arch} has no recipe", hint="`teacher.weights: scratch` brings one")
     validation = Validation(val, dataset, device)
     per_epoch = -(-len(train) // recipe.batch)
-    total = recipe.epochs * per_epoch
-    points = {round(recipe.epochs * k / EVALUATIONS) for k in range(1, EVALUATIONS + 1)} - {0}
+    epochs = trained_epochs(recipe)
+    total = epochs * per_epoch
+    points = {round(epochs * k / EVALUATIONS) for k in range(1, EVALUATIONS + 1)} - {0}
     curve: list[list[float]] = []
-    score: Score | None = None
     with seeded(spec.seed, "teacher", device):
         model = models.build(spec.arch, dataset.classes, dataset.size).to(device).train()
-        optimizer = torch.optim.SGD(
-            model.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
-        )
+        optimizer = build_optimizer(recipe, model)
         step, watched = 0, torch.zeros((), device=device)
-        for epoch in range(recipe.epochs):
+        for epoch in range(epochs):
             draws = generator(spec.seed, "teacher views", epoch)
             for images, labels in train.batches(recipe.batch, seed=spec.seed, epoch=epoch):
                 x = augment(images.to(device, non_blocking=True).float() / 255, recipe, dataset.size, draws)
                 x = models.normalise(x, dataset.mean, dataset.std)
-                optimizer.param_groups[0]["lr"] = recipe.lr * warm_cosine(
-                    step / per_epoch, recipe.epochs, recipe.warmup
+                optimizer.param_groups[0]["lr"] = recipe.lr * factor(
+                    recipe.schedule, step / per_epoch, recipe.epochs, recipe.warmup
                 )
                 with autocast(spec.precision, device):
                     logits = model(x)
@@ -158,9 +178,7 @@ def train_teacher(
                     raise NumericError(f"teacher diverged at step {step}")
                 score = validation.score(model, spec.precision, "teacher")
                 curve.append([epoch + 1, score.accuracy])
-    if score is None:
-        raise UserError(f"teacher {spec.arch} trains for {recipe.epochs} epochs", hint="at least 1")
-    return dict(model.state_dict()), summary(curve, score, recipe.epochs, step, dataset.classes)
+    return dict(model.state_dict()), summary(curve, score, epochs, step, dataset.classes)
 
 
 def summary(curve: list[list[float]], last: Score, epochs: float, steps: int, classes: int) -> Numbers:

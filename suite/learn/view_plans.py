@@ -7,6 +7,7 @@ That is why a student needs one loop for hard, online and stored labels, and why
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Protocol
 
 import torch
@@ -66,6 +67,20 @@ class ViewPlan:
     flips: torch.Tensor | None = None
     cutmix: CutMix | None = None
     position: int | None = None
+
+
+def parts(images: int, count: int) -> list[slice]:
+    """Cut a batch into parts whose sizes differ by one image at most, smaller ones first; none is empty.
+
+    A student with `accumulate` 2 forwards a batch as its first B // 2 images and the rest, which are the halves of
+    CV-DD's labels: teachers that normalise by the batch must cut it in the same way.
+
+    Args:
+        images: Images of the batch.
+        count: Parts, at least 1.
+    """
+    edges = [images * i // count for i in range(count + 1)]
+    return [slice(a, b) for a, b in pairwise(edges) if a < b]
 
 
 class Planner(Protocol):

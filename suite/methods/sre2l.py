@@ -60,10 +60,9 @@ class SRe2L(Method):
     def recipe(self, base: str, classes: int, ipc: int, student: str) -> StudentRecipe:
         """The recipe of `train_FKD.sh`, and of the small-dataset scripts.
 
-        Tiny-ImageNet's script multiplies the loss by T^2 = 400, uses SGD at 0.2 and weight decay 1e-4; without T^2 the
-        same updates follow from a rate 400 times larger and a decay 400 times smaller. Its five warm-up epochs are left
-        out. CIFAR's mixup is replaced by CutMix, its weight decay spares vectors, and its teacher labels in eval mode
-        (the reference forgets to leave training mode). Other ImageNet subsets and digits are not in the paper: batches
+        Tiny-ImageNet's script multiplies the loss by T^2 and uses SGD with five epochs of warm-up. CIFAR's decays all
+        parameters; its mixup is replaced by CutMix, and its teacher labels in eval mode (the reference forgets to leave
+        training mode). Other ImageNet subsets and digits are not in the paper: batches
         of 1024 would leave one step an epoch, so they use 100 (inferred) and 20 (ours). Of several teachers the first
         one synthesizes and all label.
         """
@@ -73,12 +72,16 @@ class SRe2L(Method):
                 epochs=100,
                 batch=min(256, size),
                 optimizer="sgd",
-                lr=0.2 * 400,
-                weight_decay=1e-4 / 400,
+                lr=0.2,
+                weight_decay=1e-4,
+                warmup=5,
+                squared=True,
                 cutmix=False,
             )
         if base in ("cifar10", "cifar100"):
-            return StudentRecipe(epochs=400, batch=min(128, size), temperature=30.0, crop=(1.0, 1.0), pad=4)
+            return StudentRecipe(
+                epochs=400, batch=min(128, size), temperature=30.0, crop=(1.0, 1.0), pad=4, decay_all=True
+            )
         if base == "digits":
             return StudentRecipe(epochs=300, batch=min(20, size), crop=(0.5, 1.0), flip=False)
         return StudentRecipe(

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from suite.errors import UserError
-from suite.learn.teachers import load_teacher, train_teacher
+from suite.learn.teachers import load_teacher, train_teacher, trained_epochs
 from suite.stages.context import Context, Outcome, metered
 from suite.store.files import write_json
 
@@ -20,7 +20,7 @@ def run(context: Context) -> Outcome:
         train, val = context.real("train"), context.real("val")
         with metered(context.device) as cost:
             state, numbers = train_teacher(spec, facts, train, val, context.device, context.progress)
-        cost["images"] = len(train) * spec.recipe.epochs
+        cost["images"] = len(train) * trained_epochs(spec.recipe)
     else:
         with metered(context.device) as cost:
             state, numbers = _existing(context), {}

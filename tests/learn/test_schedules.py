@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from suite.errors import UserError
-from suite.learn.schedules import factor, factor_at, warm_cosine
+from suite.learn.schedules import factor
 from suite.spec.recipes import Schedule
 from tests.helpers import golden
 
@@ -41,8 +41,44 @@ def test_schedules_equal_the_references(topic: str, tensor: str, name: Schedule,
 
 def test_warm_up_equals_the_reference() -> None:
     expected = golden("students_labels")["lpld_tiny_warm5_cos_E100_base0p2"]
-    ours = torch.tensor([0.2 * warm_cosine(e, 100, 5) for e in range(100)], dtype=torch.float64)
+    ours = torch.tensor([0.2 * factor("cosine", e, 100, warmup=5) for e in range(100)], dtype=torch.float64)
     torch.testing.assert_close(ours, expected, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("topic", "tensor", "base", "milestones", "gamma"),
+    [
+        ("students_labels", "edc_CIFAR_10_multisteplr_E1000", 1.0, (800, 900, 950), 0.5),
+        ("students_labels", "label_worth_sgd_E3000_base1e-2", 0.01, (750, 1500, 2250, 3000), 0.3),
+        ("dc_dsa_dm", "eval_lr_E1000", 0.01, (502,), 0.1),
+    ],
+)
+def test_steps_drop_at_the_references_epochs(
+    topic: str, tensor: str, base: float, milestones: tuple[int, ...], gamma: float
+) -> None:
+    expected = golden(topic)[tensor]
+    total = len(expected)
+    shares = [m / total for m in milestones]
+    ours = [base * factor("step", e, total, milestones=shares, gamma=gamma) for e in range(total)]
+    torch.testing.assert_close(torch.tensor(ours, dtype=torch.float64), expected, atol=1e-12, rtol=0)
+
+
+@given(st.integers(1, 5000), st.data())
+def test_a_milestone_falls_on_its_own_epoch(total: int, data: st.DataObject) -> None:
+    drop = data.draw(st.integers(1, total))
+    steps = [factor("step", e, total, milestones=(drop / total,), gamma=0.5) for e in (drop - 1, drop)]
+    assert steps == [1, 0.5]
+
+
+@given(st.sampled_from(get_args(Schedule)), st.integers(1, 500), st.integers(1, 50))
+def test_the_schedule_runs_over_what_the_warm_up_leaves(name: Schedule, left: int, warmup: int) -> None:
+    total = left + warmup
+    rise = [factor(name, e, total, warmup) for e in range(warmup)]
+    assert rise[0] == 0.01 and rise == sorted(rise) and rise[-1] < 1
+    assert factor(name, warmup, total, warmup) == 1
+    assert [factor(name, e + warmup, total, warmup) for e in range(left)] == [
+        factor(name, e, left) for e in range(left)
+    ]
 
 
 def test_cos2_jumps_after_five_sixths_as_the_sheet_says() -> None:
@@ -55,12 +91,6 @@ def test_factor_is_between_0_and_1_and_starts_at_1(name: Schedule, total: int, d
     done = data.draw(st.integers(0, total - 1))
     assert 0 < factor(name, done, total) <= 1
     assert factor(name, 0, total) == 1
-
-
-@given(st.sampled_from([s for s in get_args(Schedule) if s != "cos2"]), st.integers(1, 500), st.data())
-def test_progress_is_the_same_schedule(name: Schedule, total: int, data: st.DataObject) -> None:
-    done = data.draw(st.integers(0, total - 1))
-    assert factor_at(name, done / total) == pytest.approx(factor(name, done, total), abs=1e-12)
 
 
 @pytest.mark.parametrize("name", [s for s in get_args(Schedule) if s != "cos2"])

@@ -1,8 +1,7 @@
-"""Students: what a step costs, what is decayed and averaged, determinism, divergence, and learning real digits."""
+"""Students: what a step costs, determinism, divergence, the numbers of a row, and learning real digits."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,42 +9,16 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from suite.data.distilled import DistilledSet
-from suite.errors import DataError, NumericError, UserError
+from suite.errors import NumericError
 from suite.learn import models, students
 from suite.learn.label_stream import LabelStream, write_stream
-from suite.learn.schedules import factor
 from suite.learn.soft_labels import HardLabels, OnlineLabels, StoredLabels
-from suite.learn.students import Ema, budget, build_optimizer, parameter_groups, train_student
-from suite.learn.validation import Validation, centre, seeded
-from suite.learn.view_plans import DrawnViews, Renderer
 from suite.spec.recipes import RelabelRecipe, StudentRecipe
-from tests.helpers import golden
-from tests.learn.training import CPU, DIGITS, Linear, MemoryImages, digits, linear_teacher, some_digits
-
-RECIPE = StudentRecipe(epochs=3, batch=16, crop=(0.5, 1.0), evaluations=2)
-HARD = HardLabels(10, 40)
-
-
-@pytest.fixture
-def linear(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Linear]]:
-    """Students are linear networks that count their calls; the list holds those that were built."""
-    built: list[Linear] = []
-
-    def build(arch: str, classes: int, size: int, pretrained: str | None = None) -> nn.Module:
-        built.append(Linear(classes, size, seed=int(torch.randint(1 << 30, ()))))
-        return built[-1]
-
-    monkeypatch.setattr(models, "build", build)
-    yield built
-
-
-def train(recipe: StudentRecipe = RECIPE, labels: Any = HARD, seed: int = 0, **kwargs: Any) -> dict[str, Any]:
-    kwargs = {"arch": "convnet1_w4", "distilled": some_digits(4), "val": digits("val"), "device": CPU, **kwargs}
-    return train_student(recipe, dataset=DIGITS, labels=labels, seed=seed, **kwargs)
+from tests.learn.training import CPU, DIGITS, RECIPE, Linear, digits, linear_teacher, some_digits
+from tests.learn.training import train_on_digits as train
 
 
 def test_a_step_is_one_student_forward_and_one_forward_of_each_teacher(linear: list[Linear]) -> None:
@@ -131,62 +104,6 @@ def test_a_student_learns_from_a_teacher_under_cutmix() -> None:
     assert numbers["accuracy_last"] > 70
 
 
-@pytest.mark.parametrize(
-    "recipe",
-    [
-        replace(RECIPE, schedule="cos2", temperature=4.0),
-        replace(RECIPE, optimizer="sgd", lr=0.02, momentum=0.875, weight_decay=0.1, loss="mse_gt", ema=0.9),
-        replace(RECIPE, loss="ce", pad=2),
-    ],
-)
-def test_a_training_equals_the_same_loop_written_out(
-    recipe: StudentRecipe, linear: list[Linear], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    teachers, distilled = [linear_teacher(seed=s) for s in (3, 4)], some_digits(4)
-    labels = HARD if recipe.loss == "ce" else OnlineLabels(teachers)
-    scored: list[list[torch.Tensor]] = []
-    score = Validation.score
-
-    def spy(self: Validation, model: nn.Module, *args: Any) -> Any:
-        scored.append([p.detach().clone() for p in model.parameters()])
-        return score(self, model, *args)
-
-    monkeypatch.setattr(Validation, "score", spy)
-    train(recipe, labels, seed=5)
-    drawn, render = DrawnViews(recipe, 40, 16, 5), Renderer(distilled.images, DIGITS, CPU)
-    with seeded(5, "student", CPU):
-        model = models.build("convnet1_w4", 10, 16)
-    average = [p.detach().clone() for p in model.parameters()]
-    groups = [{"params": [model.head.weight]}, {"params": [model.head.bias], "weight_decay": 0.0}]
-    optimizer: torch.optim.Optimizer = torch.optim.AdamW(groups, weight_decay=recipe.weight_decay)
-    if recipe.optimizer == "sgd":
-        optimizer = torch.optim.SGD(groups, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
-    for epoch in range(3):
-        for batch in range(3):
-            for group in optimizer.param_groups:
-                group["lr"] = recipe.lr * factor(recipe.schedule, epoch, 3)
-            plan = drawn.plan(epoch, batch)
-            assert plan.cutmix is not None
-            x, hard = render(plan), distilled.labels[plan.index]
-            teacher, y = (teachers[0](x) + teachers[1](x)) / 2, model(x)
-            share = plan.cutmix.share(16)
-            if recipe.loss == "kl":
-                p, log_p = (teacher / 4).softmax(1), (teacher / 4).log_softmax(1)
-                loss = (p * (log_p - (y / 4).log_softmax(1))).sum(1).mean()
-            elif recipe.loss == "mse_gt":
-                loss = (y - teacher).square().mean() + 0.025 * F.cross_entropy(y, hard)
-            else:
-                loss = (1 - share) * F.cross_entropy(y, hard) + share * F.cross_entropy(y, hard[plan.cutmix.perm])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            average = [
-                recipe.ema * a + (1 - recipe.ema) * p.detach() for a, p in zip(average, model.parameters(), strict=True)
-            ]
-    assert len(scored) == 2
-    torch.testing.assert_close(scored[-1], average, atol=1e-6, rtol=1e-5)
-
-
 def test_initial_weights_depend_on_the_seed(linear: list[Linear], monkeypatch: pytest.MonkeyPatch) -> None:
     first: list[torch.Tensor] = []
     original = students.build_optimizer
@@ -219,27 +136,6 @@ def test_a_step_budget_counts_fractions_of_epochs() -> None:
     assert [e for e, _ in numbers["curve"]] == pytest.approx([2 / 3, 4 / 3, 2, 8 / 3])
 
 
-def _rates(recipe: StudentRecipe) -> list[float]:
-    rates: list[float] = []
-    step = torch.optim.AdamW.step
-
-    def spy(self: Any, closure: Any = None) -> Any:
-        rates.append(self.param_groups[0]["lr"])
-        return step(self, closure)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.optim.AdamW, "step", spy)
-        train(recipe)
-    return rates
-
-
-def test_epoch_budgets_change_the_rate_by_epoch_and_step_budgets_by_step() -> None:
-    by_epoch = _rates(replace(RECIPE, lr=1.0, schedule="linear"))
-    assert by_epoch == pytest.approx([1, 1, 1, 2 / 3, 2 / 3, 2 / 3, 1 / 3, 1 / 3, 1 / 3])
-    by_step = _rates(replace(RECIPE, lr=1.0, schedule="linear", epochs=None, steps=4))
-    assert by_step == pytest.approx([1, 0.75, 0.5, 0.25])
-
-
 def test_progress_reaches_the_end() -> None:
     calls: list[tuple[int, int]] = []
     train(progress=lambda done, total: calls.append((done, total)))
@@ -249,109 +145,6 @@ def test_progress_reaches_the_end() -> None:
 def test_a_student_that_diverges_says_at_which_step() -> None:
     with pytest.raises(NumericError, match=r"student diverged at step 6"):
         train(replace(RECIPE, lr=1e25, optimizer="sgd"))
-
-
-def test_logits_that_are_not_finite_are_no_accuracy() -> None:
-    model = Linear(10, 16)
-    next(model.parameters()).data.fill_(float("nan"))
-    with pytest.raises(NumericError, match="finite"):
-        Validation(digits("val"), DIGITS, CPU).score(model)
-
-
-@pytest.mark.parametrize(
-    "wrong", [{"epochs": None}, {"steps": 5}, {"epochs": 0}, {"epochs": None, "steps": 0}, {"evaluations": 0}]
-)
-def test_contradictory_lengths_are_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match="epochs"):
-        budget(replace(RECIPE, **wrong), 3)
-
-
-def test_weight_decay_touches_weights_with_more_than_one_dimension_only() -> None:
-    flags = golden("rded")["wd_group_decay_flag_conv_w_b_bn_w_b_fc_w_b_pos"]
-
-    class Net(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv, self.bn, self.fc = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 2)
-            self.pos = nn.Parameter(torch.zeros(1, 5, 4))
-
-    net = Net()
-    decayed, free = parameter_groups(net, 0.01)
-    assert decayed["weight_decay"] == 0.01 and free["weight_decay"] == 0
-    names = ["conv.weight", "conv.bias", "bn.weight", "bn.bias", "fc.weight", "fc.bias", "pos"]
-    parameters, chosen = dict(net.named_parameters()), {id(p) for p in decayed["params"]}
-    assert [int(id(parameters[n]) in chosen) for n in names] == flags.tolist()
-    assert len(decayed["params"]) + len(free["params"]) == len(parameters)
-
-
-def test_optimizers_are_those_of_the_recipe() -> None:
-    adamw = build_optimizer(RECIPE, Linear(10, 16), CPU)
-    assert isinstance(adamw, torch.optim.AdamW) and adamw.defaults["betas"] == (0.9, 0.999)
-    sgd = build_optimizer(replace(RECIPE, optimizer="sgd", momentum=0.875), Linear(10, 16), CPU)
-    assert isinstance(sgd, torch.optim.SGD) and sgd.defaults["momentum"] == 0.875 and not sgd.defaults["nesterov"]
-
-
-def test_the_parameter_average_equals_the_reference() -> None:
-    v = golden("e2d_trace")
-    model = nn.Module()
-    model.p = nn.Parameter(v["ema.init"].clone())
-    ema = Ema(model, 0.99)
-    for live, average in zip(v["ema.params"], v["ema.ema"], strict=True):
-        model.p.data = live.clone()
-        ema.update()
-        torch.testing.assert_close(ema.average[0], average, atol=1e-12, rtol=0)
-    with ema.swapped():
-        torch.testing.assert_close(model.p.data, v["ema.ema"][-1], atol=1e-12, rtol=0)
-    assert torch.equal(model.p.data, v["ema.params"][-1])
-
-
-def test_evaluation_uses_averaged_parameters_and_live_buffers() -> None:
-    model = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 1))
-    ema = Ema(model, 0.5)
-    with torch.no_grad():
-        model[1].weight.add_(2.0)
-    model(torch.randn(8, 3, 4, 4) + 5)
-    ema.update()
-    live, running = model[1].weight.detach().clone(), model[0].running_mean.clone()
-    with ema.swapped():
-        torch.testing.assert_close(model[1].weight.data, live - 1.0)
-        assert torch.equal(model[0].running_mean, running) and float(running.abs().min()) > 0
-    assert torch.equal(model[1].weight.data, live)
-
-
-def test_validation_sees_the_centre_of_every_image_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    from torchvision.transforms.functional import center_crop
-
-    images = torch.randint(0, 256, (300, 3, 18, 18), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    val = MemoryImages(images, torch.arange(300) % 10)
-    assert torch.equal(centre(images, 16), center_crop(images, [16, 16]))
-    assert torch.equal(centre(images, 13), center_crop(images, [13, 13]))
-    model = Linear(10, 16)
-    resident = Validation(val, DIGITS, CPU, batch=128).score(model)
-    monkeypatch.setattr("suite.learn.validation.RESIDENT_BYTES", 0)
-    val.given.zero_()
-    streamed = Validation(val, DIGITS, CPU, batch=128).score(model)
-    assert resident == streamed and streamed.images == 300 and (val.given == 1).all()
-    assert model.calls == 6 and model.training
-    expected = models.normalise(center_crop(images, [16, 16]), DIGITS.mean, DIGITS.std)
-    torch.testing.assert_close(torch.cat(model.seen[3:]), expected)
-    hits = (torch.cat([model(x) for x in expected.split(128)]).argmax(1) == val.labels).sum()
-    assert streamed.accuracy == pytest.approx(100 * int(hits) / 300)
-
-
-def test_validation_that_loses_images_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("suite.learn.validation.RESIDENT_BYTES", 0)
-    val = digits("val")
-    monkeypatch.setattr(val, "batches", lambda batch: iter([(val.images[:300], val.labels[:300])]))
-    with pytest.raises(DataError, match="300 images of 359"):
-        Validation(val, DIGITS, CPU).score(Linear(10, 16))
-
-
-def test_a_network_that_always_says_the_same_is_flagged() -> None:
-    model = Linear(10, 16)
-    model.head.weight.data.zero_()
-    score = Validation(digits("val"), DIGITS, CPU).score(model)
-    assert score.constant and 5 < score.accuracy < 15
 
 
 def test_the_last_smaller_batch_is_kept(linear: list[Linear]) -> None:

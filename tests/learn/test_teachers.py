@@ -5,17 +5,28 @@ from __future__ import annotations
 import pickle
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 from torch.nn import functional as F
 
 from suite.errors import DataError, NumericError, UserError
 from suite.learn import models
 from suite.learn.job import generator
-from suite.learn.schedules import warm_cosine
-from suite.learn.teachers import Teacher, augment, load_teacher, mean_logits, train_teacher
+from suite.learn.schedules import factor
+from suite.learn.teachers import (
+    Teacher,
+    augment,
+    build_optimizer,
+    load_teacher,
+    mean_logits,
+    train_teacher,
+    trained_epochs,
+)
+from suite.learn.validation import Score, Validation
 from suite.learn.views import crop_resize, rrc_boxes
 from suite.spec.recipes import TeacherRecipe, teacher_recipe
 from suite.spec.stages import TeacherSpec
@@ -48,6 +59,60 @@ def test_the_same_seed_gives_the_same_teacher_and_leaves_global_generators_alone
     assert any(not torch.equal(a[k], c[k]) for k in a)
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_an_early_stopped_teacher_is_a_snapshot_of_the_whole_training(
+    optimizer: Literal["sgd", "adam"], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = TeacherRecipe(epochs=5, batch=300, lr=0.01, pad=1, warmup=1, optimizer=optimizer)
+    snapshots: list[dict[str, torch.Tensor]] = []
+    score = Validation.score
+
+    def spy(self: Validation, model: nn.Module, *args: Any) -> Score:
+        snapshots.append({k: v.clone() for k, v in model.state_dict().items()})
+        return score(self, model, *args)
+
+    monkeypatch.setattr(Validation, "score", spy)
+    spec = replace(SPEC, arch=ARCH, recipe=recipe)
+    train_teacher(spec, DIGITS, digits("train"), digits("val"), CPU)
+    whole = list(snapshots)
+    assert len(whole) == 5, "an evaluation each epoch"
+    for stop in (2, 5):
+        train = digits("train")
+        stopped, numbers = train_teacher(
+            replace(spec, recipe=replace(recipe, stop=stop)), DIGITS, train, digits("val"), CPU
+        )
+        assert all(torch.equal(stopped[k], whole[stop - 1][k]) for k in stopped)
+        assert numbers["epochs"] == stop == numbers["curve"][-1][0] and (train.given == stop).all()
+
+
+@pytest.mark.parametrize("wrong", [{"epochs": 0}, {"stop": 0}, {"stop": 4}])
+def test_a_stop_outside_of_the_training_is_refused(wrong: dict[str, int]) -> None:
+    with pytest.raises(UserError, match="stops after"):
+        trained_epochs(replace(TeacherRecipe(epochs=3), **wrong))
+
+
+def test_a_constant_rate_stays_after_its_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    rates: list[float] = []
+    step = torch.optim.SGD.step
+
+    def spy(self: Any, closure: Any = None) -> Any:
+        rates.append(self.param_groups[0]["lr"])
+        return step(self, closure)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", spy)
+    recipe = TeacherRecipe(epochs=3, batch=720, lr=0.1, pad=1, warmup=1, schedule="constant")
+    train_teacher(replace(SPEC, arch=ARCH, recipe=recipe), DIGITS, digits("train"), digits("val"), CPU)
+    assert rates == pytest.approx([0.001, 0.0505] + [0.1] * 4)
+
+
+def test_optimizers_are_those_of_the_recipe() -> None:
+    model = Linear(10, 16)
+    adam = build_optimizer(TeacherRecipe(optimizer="adam", weight_decay=0.1), model)
+    assert type(adam) is torch.optim.Adam and adam.defaults["weight_decay"] == 0.1, "an L2 penalty, not AdamW"
+    sgd = build_optimizer(TeacherRecipe(momentum=0.0), model)
+    assert type(sgd) is torch.optim.SGD and sgd.defaults["momentum"] == 0.0
+
+
 def test_a_teacher_that_diverges_says_so() -> None:
     spec = replace(SPEC, arch=ARCH, recipe=TeacherRecipe(epochs=2, batch=64, lr=1e20, pad=0, flip=False))
     with pytest.raises(NumericError, match=r"teacher"):
@@ -70,7 +135,7 @@ def test_a_teacher_training_equals_the_same_loop_written_out(monkeypatch: pytest
             mirrored = torch.rand(len(labels), generator=draws) < 0.5
             flipped += int(mirrored.sum())
             x = models.normalise(torch.where(mirrored[:, None, None, None], x.flip(3), x), DIGITS.mean, DIGITS.std)
-            optimizer.param_groups[0]["lr"] = 0.1 * warm_cosine(step / 3, 3, 1)
+            optimizer.param_groups[0]["lr"] = 0.1 * factor("cosine", step / 3, 3, 1)
             optimizer.zero_grad()
             F.cross_entropy(model(x), labels, label_smoothing=0.2).backward()
             optimizer.step()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cache
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,11 +12,16 @@ from torch.nn import functional as F
 
 from suite.data.distilled import DistilledSet
 from suite.data.loader import permutation
+from suite.learn.soft_labels import HardLabels, LabelSource
+from suite.learn.students import train_student
 from suite.learn.teachers import Teacher
 from suite.spec.datasets import Dataset, dataset
+from suite.spec.recipes import StudentRecipe
 
 CPU = torch.device("cpu")
 DIGITS = dataset("digits")
+#: A short training on the forty images of `some_digits(4)`: three epochs of three batches.
+RECIPE = StudentRecipe(epochs=3, batch=16, crop=(0.5, 1.0), evaluations=2)
 
 
 class MemoryImages:
@@ -93,3 +99,12 @@ class Linear(nn.Module):
 def linear_teacher(facts: Dataset = DIGITS, seed: int = 0) -> Teacher:
     """A frozen linear teacher with fixed random weights."""
     return Teacher("linear", Linear(facts.classes, facts.size, seed), facts.mean, facts.std)
+
+
+def train_on_digits(
+    recipe: StudentRecipe = RECIPE, labels: LabelSource | None = None, seed: int = 0, **kwargs: Any
+) -> dict[str, Any]:
+    """Train a tiny student on four digits a class, with hard labels unless others are given."""
+    labels = labels or HardLabels(10, 40)
+    kwargs = {"arch": "convnet1_w4", "distilled": some_digits(4), "val": digits("val"), "device": CPU, **kwargs}
+    return train_student(recipe, dataset=DIGITS, labels=labels, seed=seed, **kwargs)

@@ -13,8 +13,9 @@ from suite.grid.plan import Plan
 from suite.methods import get
 from suite.spec.archs import gmacs, parse_cifar_resnet, parse_convnet
 from suite.spec.datasets import Dataset, dataset
-from suite.spec.recipes import RelabelRecipe, StudentRecipe
+from suite.spec.recipes import StudentRecipe, TeacherRecipe
 from suite.spec.stages import KINDS, Stage, input_kind
+from suite.spec.storage import label_bytes, stream_shape
 
 #: Forward and backward to the input, in forward passes (the teacher's weights get no gradient).
 SYNTHESIS_PASSES = 2
@@ -86,23 +87,23 @@ def parameters(arch: str, classes: int, size: int) -> int | None:
     return round(_MILLIONS[arch] * 1e6) if arch in _MILLIONS else None
 
 
-def label_bytes(recipe: RelabelRecipe, images: int, classes: int) -> int:
-    """Bytes of a stored label stream: fp16 logits, and the record of each view.
+def student_images(recipe: StudentRecipe, images: int, full_batches: bool = False) -> int:
+    """Images that a student sees in training: epochs over the set, or steps of a batch.
 
-    A position holds its image (4), logits (2 a class), crop box (8), flip (1) and CutMix partner (4); a batch with
-    CutMix holds lambda and a box (16).
+    Args:
+        recipe: How long it trains.
+        images: Distilled images.
+        full_batches: Whether an epoch has full batches only, as with pruned labels.
     """
-    crop = 8 if recipe.crop != (1.0, 1.0) else 0
-    position = 4 + 2 * classes + crop + recipe.flip + 4 * recipe.cutmix
-    batches = -(-images // min(recipe.batch, images))
-    return recipe.epochs * (images * position + batches * 16 * recipe.cutmix)
-
-
-def student_images(recipe: StudentRecipe, images: int) -> int:
-    """Images that a student sees in training: epochs over the set, or steps of a batch."""
+    batch = min(recipe.batch, images)
     if recipe.epochs is not None:
-        return recipe.epochs * images
-    return (recipe.steps or 0) * min(recipe.batch, images)
+        return recipe.epochs * (images - images % batch * full_batches)
+    return (recipe.steps or 0) * batch
+
+
+def teacher_epochs(recipe: TeacherRecipe) -> int:
+    """Epochs that a teacher really trains."""
+    return recipe.epochs if recipe.stop is None else recipe.stop
 
 
 def estimate(plan: Plan, stages: Iterable[Stage] | None = None) -> Estimate:
@@ -153,7 +154,7 @@ def _prepare(stage: Stage, by_key: dict[str, Stage]) -> Cost:
 def _teacher(stage: Stage, by_key: dict[str, Stage]) -> Cost:
     spec: Any = stage.spec
     d = dataset(spec.dataset)
-    images = 0 if spec.recipe is None else spec.recipe.epochs * d.train * TRAINING_PASSES + d.val
+    images = 0 if spec.recipe is None else teacher_epochs(spec.recipe) * d.train * TRAINING_PASSES + d.val
     return images * _forward([spec.arch], d.size), 4 * (parameters(spec.arch, d.classes, d.size) or 0)
 
 
@@ -185,14 +186,14 @@ def _relabel(stage: Stage, by_key: dict[str, Stage]) -> Cost:
     spec: Any = stage.spec
     d = dataset(spec.dataset)
     images = d.classes * spec.ipc
-    macs = spec.recipe.epochs * images * _forward(spec.teachers, d.size)
-    return macs, label_bytes(spec.recipe, images, d.classes)
+    seen = images if spec.labels == "vector" else stream_shape(spec.recipe, images).positions
+    return seen * _forward(spec.teachers, d.size), label_bytes(spec.labels, spec.recipe, images, d.classes)
 
 
 def _evaluation(stage: Stage, by_key: dict[str, Stage]) -> Cost:
     spec: Any = stage.spec
     d = dataset(spec.dataset)
-    seen = student_images(spec.recipe, d.classes * spec.ipc)
+    seen = student_images(spec.recipe, d.classes * spec.ipc, spec.label.prune > 0)
     student = _forward([spec.student], d.size)
     macs = (TRAINING_PASSES * seen + spec.recipe.evaluations * d.val) * student
     if spec.labels == "online":

@@ -1,14 +1,15 @@
 """Label streams (FKD, as SRe2L uses it): the views of every epoch and the teachers' logits on them, in one file.
 
-The file is plain safetensors, so any safetensors reader opens it; it is written epoch by epoch and read by slices of a
-memory map, so neither side ever holds the whole of it. With E epochs of N images in batches of B (the last one smaller
-and kept), P = E N positions and K = E ceil(N / B) batches:
+The file is plain safetensors, so any safetensors reader opens it; it is written batch by batch and read by slices of a
+memory map, so neither side ever holds the whole of it. With P positions in K batches (`suite.spec.storage` says how
+many, and how many bytes that is):
 
     index int32 [P], box int16 [P, 4] (if cropped), flip uint8 [P] (if flipped), perm int32 [P] and lam float64 [K] and
     cutmix int16 [K, 4] (if mixed), logits float16 [P, C]
 
 Boxes are whole pixels of the S x S image, not fractions, so that a replayed view is bit-identical to the one that the
-teachers saw.
+teachers saw. A batch is found by its number; a pruned stream (LPLD) holds only the first K full batches of the same
+views, and its students draw from them.
 """
 
 from __future__ import annotations
@@ -25,35 +26,19 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from suite.data.distilled import DistilledSet
-from suite.errors import DataError, InfraError, NumericError
-from suite.learn.teachers import Teacher, mean_logits
-from suite.learn.view_plans import WHOLE, CutMix, DrawnViews, Renderer, ViewPlan
+from suite.errors import DataError, InfraError, NumericError, UserError
+from suite.learn.ensembles import label_logits
+from suite.learn.job import generator
+from suite.learn.teachers import Teacher
+from suite.learn.view_plans import CutMix, DrawnViews, Renderer, ViewPlan
 from suite.spec.datasets import Dataset
 from suite.spec.recipes import RelabelRecipe
+from suite.spec.storage import Shapes, StreamShape, stream_layout, stream_shape
 
-FORMAT = "label-stream-1"
+FORMAT = "label-stream-2"
 _CODES = {"F64": "<f8", "F16": "<f2", "I32": "<i4", "I16": "<i2", "U8": "u1"}
 #: Logits that are kept on the device before they are written, by number.
 _WAITING = 32 << 20
-Shapes = dict[str, tuple[str, tuple[int, ...]]]
-
-
-def layout(recipe: RelabelRecipe, images: int, classes: int) -> Shapes:
-    """Names, safetensors types and shapes of the arrays, widest type first (which keeps every array aligned)."""
-    positions = recipe.epochs * images
-    batches = recipe.epochs * -(-images // min(recipe.batch, images))
-    mixed = {"lam": ("F64", (batches,)), "perm": ("I32", (positions,)), "cutmix": ("I16", (batches, 4))}
-    arrays: Shapes = {"index": ("I32", (positions,)), "logits": ("F16", (positions, classes))}
-    arrays |= mixed if recipe.cutmix else {}
-    arrays |= {"box": ("I16", (positions, 4))} if recipe.crop != WHOLE else {}
-    arrays |= {"flip": ("U8", (positions,))} if recipe.flip else {}
-    return dict(sorted(arrays.items(), key=lambda item: (-np.dtype(_CODES[item[1][0]]).itemsize, item[0])))
-
-
-def payload_bytes(recipe: RelabelRecipe, images: int, classes: int) -> int:
-    """Bytes of a stream without its header: P (4 + 2C + 8 cropped + 1 flipped + 4 mixed) + K (16 mixed)."""
-    shapes = layout(recipe, images, classes).values()
-    return sum(np.dtype(_CODES[code]).itemsize * prod(shape) for code, shape in shapes)
 
 
 class _Writer:
@@ -102,8 +87,8 @@ def write_stream(
     Args:
         path: The file to write.
         distilled: The distilled set of N images.
-        teachers: Their raw logits are averaged.
-        recipe: Epochs, batch, crop, flip, CutMix.
+        teachers: At least one.
+        recipe: Epochs, batch, crop, flip, CutMix, and how labels follow from the teachers' logits.
         seed: Of the views and of their order.
         dataset: For classes, mean and standard deviation.
         device: Where views are rendered and teachers run.
@@ -114,19 +99,27 @@ def write_stream(
         Images that went through a teacher.
 
     Raises:
+        UserError: If pruning leaves no batch, or weights do not fit the teachers.
         NumericError: If a logit is not finite in fp16.
         InfraError: If the file system refuses.
     """
     images = len(distilled.images)
+    shape = stream_shape(recipe, images)
+    if shape.batches == 0:
+        raise UserError(f"pruning by {recipe.label.prune} leaves no batch of {recipe.epochs} epochs")
     views = DrawnViews(recipe, images, distilled.images.shape[-1], seed)
     render = Renderer(distilled.images, dataset, device)
+
+    def ask(x: torch.Tensor) -> torch.Tensor:
+        return label_logits(teachers, x, recipe.label, shape.batch, precision)
+
     metadata = {
         "format": FORMAT,
         "facts": json.dumps(
             {
                 "images": images,
                 "size": views.size,
-                "batch": views.batch,
+                "shape": asdict(shape),
                 "epochs": recipe.epochs,
                 "classes": dataset.classes,
                 "dataset": dataset.name,
@@ -140,25 +133,30 @@ def write_stream(
     }
     try:
         with path.open("wb") as file:
-            writer = _Writer(file, layout(recipe, images, dataset.classes), metadata)
-            for epoch in range(recipe.epochs):
-                _write_epoch(writer, epoch, views, render, teachers, precision)
-                progress(epoch + 1, recipe.epochs)
+            writer = _Writer(file, stream_layout(recipe, images, dataset.classes), metadata)
+            epochs = -(-shape.batches // shape.per_epoch)
+            for epoch in range(epochs):
+                batches = min(shape.per_epoch, shape.batches - epoch * shape.per_epoch)
+                _write_epoch(writer, [views.plan(epoch, b) for b in range(batches)], render, ask, epoch)
+                progress(epoch + 1, epochs)
     except OSError as error:
         raise InfraError(f"cannot write the label stream: {error.strerror}", where=str(path)) from error
-    return recipe.epochs * images * len(teachers)
+    return shape.positions * len(teachers)
 
 
 def _write_epoch(
-    writer: _Writer, epoch: int, views: DrawnViews, render: Renderer, teachers: Sequence[Teacher], precision: str
+    writer: _Writer,
+    plans: list[ViewPlan],
+    render: Renderer,
+    ask: Callable[[torch.Tensor], torch.Tensor],
+    epoch: int,
 ) -> None:
     waiting: list[torch.Tensor] = []
-    for batch in range(views.batches):
-        plan = views.plan(epoch, batch)
-        waiting.append(mean_logits(teachers, render(plan), precision).half())
+    for plan in plans:
+        waiting.append(ask(render(plan)).half())
         _append_plan(writer, plan)
         # Logits wait on the device for one another, so that the host does not wait for it at every batch.
-        if batch + 1 == views.batches or sum(t.numel() for t in waiting) >= _WAITING:
+        if plan is plans[-1] or sum(t.numel() for t in waiting) >= _WAITING:
             logits = torch.cat(waiting).cpu()
             if not bool(logits.isfinite().all()):
                 raise NumericError(f"teacher logits of epoch {epoch} are not finite in fp16")
@@ -179,14 +177,14 @@ def _append_plan(writer: _Writer, plan: ViewPlan) -> None:
 
 
 class LabelStream:
-    """A label stream opened for reading, by any epoch and batch.
+    """A label stream opened for reading, by the number of any batch.
 
     Attributes:
         path: The file.
         images: Distilled images N.
         size: Their side S.
-        batch: Images a batch B.
-        epochs: Stored epochs E.
+        shape: How many batches it has, of how many images.
+        epochs: Epochs of views E that it was made for.
         classes: Classes C.
         facts: Everything the file says about itself.
         bytes: Size of the file.
@@ -211,29 +209,23 @@ class LabelStream:
             raise DataError("not a label stream", where=str(path), hint=f"format {FORMAT} is read")
         self.facts: dict[str, Any] = json.loads(metadata["facts"])
         self.images, self.size = int(self.facts["images"]), int(self.facts["size"])
-        self.batch, self.epochs = int(self.facts["batch"]), int(self.facts["epochs"])
+        self.shape, self.epochs = StreamShape(**self.facts["shape"]), int(self.facts["epochs"])
         self.classes = int(self.facts["classes"])
         self._slices = {name: self._file.get_slice(name) for name in self._file.keys()}  # noqa: SIM118 - not a dict
         self.bytes = path.stat().st_size
         with path.open("rb") as file:
             self.header_bytes = 8 + int.from_bytes(file.read(8), "little")
-        self.logit_bytes = 2 * self.epochs * self.images * self.classes
+        self.logit_bytes = 2 * self.shape.positions * self.classes
 
-    @property
-    def batches(self) -> int:
-        """Batches an epoch."""
-        return -(-self.images // self.batch)
-
-    def plan(self, epoch: int, batch: int) -> ViewPlan:
-        """The stored plan of one batch; epochs beyond the last start over at the first."""
-        epoch %= self.epochs
-        first = batch * self.batch
-        begin, end = epoch * self.images + first, epoch * self.images + min(first + self.batch, self.images)
+    def read(self, number: int) -> ViewPlan:
+        """The stored plan of one batch, of the K that there are."""
+        epoch, batch = divmod(number, self.shape.per_epoch)
+        begin = epoch * self.shape.span + batch * self.shape.batch
+        end = min(begin + self.shape.batch, (epoch + 1) * self.shape.span)
         mix = None
         if "cutmix" in self._slices:
-            k = epoch * self.batches + batch
-            x1, y1, x2, y2 = (int(v) for v in self._slices["cutmix"][k : k + 1][0])
-            lam = float(self._slices["lam"][k : k + 1][0])
+            x1, y1, x2, y2 = (int(v) for v in self._slices["cutmix"][number : number + 1][0])
+            lam = float(self._slices["lam"][number : number + 1][0])
             mix = CutMix(lam, self._slices["perm"][begin:end].long(), (x1, y1, x2, y2))
         return ViewPlan(
             index=self._slices["index"][begin:end].long(),
@@ -249,3 +241,59 @@ class LabelStream:
             raise ValueError("this plan was drawn, not read from a stream")
         rows: torch.Tensor = self._slices["logits"][plan.position : plan.position + len(plan.index)]
         return rows
+
+
+class InOrder:
+    """A whole stream as a student replays it: in the order in which it was written, from the start after its end."""
+
+    def __init__(self, stream: LabelStream) -> None:
+        self.stream = stream
+
+    @property
+    def batches(self) -> int:
+        """Batches an epoch."""
+        return self.stream.shape.per_epoch
+
+    def plan(self, epoch: int, batch: int) -> ViewPlan:
+        """The stored plan of one batch."""
+        return self.stream.read((epoch * self.batches + batch) % self.stream.shape.batches)
+
+
+def not_last(numbers: torch.Tensor, per_epoch: int) -> torch.Tensor:
+    """Replace the numbers of batches that were the last of their epoch by those before them (LPLD, as released).
+
+    With one batch an epoch every batch is a last one, and all stay.
+    """
+    return numbers - (numbers % per_epoch == per_epoch - 1).long() if per_epoch > 1 else numbers
+
+
+class Pool:
+    """A pruned stream as a student uses it: each epoch draws its batches from all that are kept, with replacement.
+
+    LPLD, section 3.3, "batch to epoch": floor(N / B) batches an epoch, found by their number.
+
+    Args:
+        stream: An open stream.
+        seed: The student's.
+    """
+
+    def __init__(self, stream: LabelStream, seed: int) -> None:
+        self.stream, self.seed = stream, seed
+        self._drawn: tuple[int, torch.Tensor] | None = None
+
+    @property
+    def batches(self) -> int:
+        """Batches an epoch."""
+        return self.stream.shape.per_epoch
+
+    def numbers(self, epoch: int) -> torch.Tensor:
+        """The batches of an epoch, int64 [n_b]."""
+        if self._drawn is None or self._drawn[0] != epoch:
+            draws = generator(self.seed, "label pool", epoch)
+            drawn = torch.randint(self.stream.shape.batches, (self.batches,), generator=draws)
+            self._drawn = epoch, not_last(drawn, self.batches)
+        return self._drawn[1]
+
+    def plan(self, epoch: int, batch: int) -> ViewPlan:
+        """The stored plan of a drawn batch."""
+        return self.stream.read(int(self.numbers(epoch)[batch]))

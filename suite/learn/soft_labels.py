@@ -1,4 +1,4 @@
-"""Where a student's targets come from: hard labels, teachers asked online, or a stored stream.
+"""Where a student's targets come from: hard labels, a vector an image, teachers asked online, or a stored stream.
 
 A label source answers two questions, so that the student's loop has no branches: which views a step uses (`planner`),
 and which targets they have (`targets`).
@@ -13,10 +13,13 @@ import torch
 from torch.nn import functional as F
 
 from suite.errors import DataError, UserError
-from suite.learn.label_stream import LabelStream
-from suite.learn.teachers import Teacher, mean_logits
+from suite.learn.ensembles import label_logits
+from suite.learn.label_stream import InOrder, LabelStream, Pool
+from suite.learn.label_vectors import LabelVectors
+from suite.learn.teachers import Teacher
 from suite.learn.view_plans import DrawnViews, Planner, ViewPlan
-from suite.spec.recipes import StudentRecipe
+from suite.spec.recipes import LabelRecipe, StudentRecipe
+from suite.spec.storage import hard_label_bytes
 
 #: loss(student logits [B, C], targets [B, C], un-mixed classes int64 [B]) -> scalar.
 LossFunction = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -46,6 +49,14 @@ def entry(name: str, kind: str, size: int) -> dict[str, Any]:
     return {"name": name, "kind": kind, "bytes": size, "shipped": True, "needed_for": "train"}
 
 
+def mixed(y: torch.Tensor, plan: ViewPlan, size: int) -> torch.Tensor:
+    """Probabilities of a batch [B, C], mixed in proportion to the area that CutMix pasted into S x S views."""
+    if plan.cutmix is None:
+        return y
+    share = plan.cutmix.share(size)
+    return (1 - share) * y + share * y[plan.cutmix.perm.to(y.device, non_blocking=True)]
+
+
 class HardLabels:
     """Classes as labels, mixed in proportion to the pasted area under CutMix.
 
@@ -65,23 +76,53 @@ class HardLabels:
 
     def targets(self, plan: ViewPlan, views: torch.Tensor, hard: torch.Tensor) -> torch.Tensor:
         """Probabilities: one-hot rows, or their mixture by area."""
-        y = F.one_hot(hard, self.classes).float()
-        if plan.cutmix is None:
-            return y
-        share = plan.cutmix.share(views.shape[-1])
-        return (1 - share) * y + share * y[plan.cutmix.perm.to(y.device, non_blocking=True)]
+        return mixed(F.one_hot(hard, self.classes).float(), plan, views.shape[-1])
 
     def ledger(self) -> list[dict[str, Any]]:
         """N labels of ceil(log2(C) / 8) bytes; they lie in the file of the images."""
-        return [entry("hard labels", "label", self.images * max(1, -(-(self.classes - 1).bit_length() // 8)))]
+        return [entry("hard labels", "label", hard_label_bytes(self.images, self.classes))]
+
+
+class VectorLabels:
+    """One probability vector an image, whatever its view; mixed by area under CutMix (label-worth).
+
+    Args:
+        vectors: An open file of vectors.
+        device: Where all of them are kept, as fp16.
+    """
+
+    soft = False
+
+    def __init__(self, vectors: LabelVectors, device: torch.device) -> None:
+        self.vectors, self.rows = vectors, vectors.rows.to(device)
+
+    def planner(self, drawn: DrawnViews) -> Planner:
+        """The drawn views.
+
+        Raises:
+            DataError: If there are not as many vectors as images.
+        """
+        if len(self.rows) != drawn.images:
+            raise DataError(f"{len(self.rows)} label vectors for {drawn.images} images", where=str(self.vectors.path))
+        return drawn
+
+    def targets(self, plan: ViewPlan, views: torch.Tensor, hard: torch.Tensor) -> torch.Tensor:
+        """Probabilities."""
+        rows = self.rows[plan.index.to(self.rows.device, non_blocking=True)].float()
+        return mixed(rows, plan, views.shape[-1])
+
+    def ledger(self) -> list[dict[str, Any]]:
+        """The file of the vectors."""
+        return [entry("soft label vectors", "label", self.vectors.bytes)]
 
 
 class OnlineLabels:
-    """The mean of the raw logits of frozen teachers on the student's own views.
+    """The logits of frozen teachers on the student's own views.
 
     Args:
         teachers: At least one; all see views normalised by the dataset.
         precision: `fp32` or `bf16` for the teachers' forward passes.
+        label: How labels follow from their logits.
 
     Attributes:
         forward_images: Images that went through a teacher so far.
@@ -89,20 +130,22 @@ class OnlineLabels:
 
     soft = True
 
-    def __init__(self, teachers: Sequence[Teacher], precision: str = "fp32") -> None:
+    def __init__(self, teachers: Sequence[Teacher], precision: str = "fp32", label: LabelRecipe | None = None) -> None:
         if not teachers:
             raise UserError("online labels need a teacher")
-        self.teachers, self.precision = list(teachers), precision
+        self.teachers, self.precision, self.label = list(teachers), precision, label or LabelRecipe()
+        self.batch: int | None = None
         self.forward_images = 0
 
     def planner(self, drawn: DrawnViews) -> Planner:
         """The drawn views."""
+        self.batch = drawn.batch
         return drawn
 
     def targets(self, plan: ViewPlan, views: torch.Tensor, hard: torch.Tensor) -> torch.Tensor:
         """Logits: one forward pass of every teacher, without a graph."""
         self.forward_images += len(views) * len(self.teachers)
-        return mean_logits(self.teachers, views, self.precision)
+        return label_logits(self.teachers, views, self.label, self.batch, self.precision)
 
     def ledger(self) -> list[dict[str, Any]]:
         """The teachers' weight files."""
@@ -113,7 +156,8 @@ class StoredLabels:
     """Logits read from a label stream, together with the views that they belong to.
 
     Args:
-        stream: An open stream; a student that trains for more epochs than it holds starts over at its first.
+        stream: An open stream. A whole one is replayed in order, and from its start by a student that trains for more
+            epochs; from a pruned one every epoch draws its batches (`Pool`).
     """
 
     soft = True
@@ -131,7 +175,7 @@ class StoredLabels:
         stored = {
             "images": self.stream.images,
             "size": self.stream.size,
-            "batch": self.stream.batch,
+            "batch": self.stream.shape.batch,
             "crop": tuple(recipe["crop"]),
             "pad": 0,
             "flip": recipe["flip"],
@@ -142,7 +186,7 @@ class StoredLabels:
         if differ := [name for name in stored if stored[name] != wanted[name]]:
             texts = (f"{name} {stored[name]} where {wanted[name]} is needed" for name in differ)
             raise DataError(f"the label stream has {', '.join(texts)}", where=str(self.stream.path))
-        return self.stream
+        return Pool(self.stream, drawn.seed) if recipe["label"]["prune"] else InOrder(self.stream)
 
     def targets(self, plan: ViewPlan, views: torch.Tensor, hard: torch.Tensor) -> torch.Tensor:
         """Logits as the teachers gave them, up to fp16 rounding."""

@@ -7,7 +7,8 @@ from typing import Any
 
 from suite.data.distilled import DistilledSet
 from suite.learn.label_stream import LabelStream
-from suite.learn.soft_labels import HardLabels, LabelSource, OnlineLabels, StoredLabels, entry
+from suite.learn.label_vectors import LabelVectors
+from suite.learn.soft_labels import HardLabels, LabelSource, OnlineLabels, StoredLabels, VectorLabels, entry
 from suite.learn.students import train_student
 from suite.stages.context import Context, Outcome, costs, metered, summed
 from suite.store.files import write_json
@@ -50,8 +51,10 @@ def _labels(context: Context, images: int) -> LabelSource:
     policy = context.spec.labels
     if policy == "stored":
         return StoredLabels(LabelStream(context.inputs["relabel"].path / "labels.safetensors"))
+    if policy == "vector":
+        return VectorLabels(LabelVectors(context.inputs["relabel"].path / "labels.safetensors"), context.device)
     if policy == "online":
-        return OnlineLabels(context.teachers(), context.spec.precision)
+        return OnlineLabels(context.teachers(), context.spec.precision, context.spec.label)
     return HardLabels(context.dataset.classes, images)
 
 

@@ -58,35 +58,8 @@ class SRe2L(Method):
     paper_labels: ClassVar[dict[str, Labels]] = {"tinyimagenet": "online", "cifar100": "online", "cifar10": "online"}
 
     def recipe(self, base: str, classes: int, ipc: int, student: str) -> StudentRecipe:
-        """The recipe of `train_FKD.sh`, and of the small-dataset scripts.
-
-        Tiny-ImageNet's script multiplies the loss by T^2 and uses SGD with five epochs of warm-up. CIFAR's decays all
-        parameters; its mixup is replaced by CutMix, and its teacher labels in eval mode (the reference forgets to leave
-        training mode). Other ImageNet subsets and digits are not in the paper: batches
-        of 1024 would leave one step an epoch, so they use 100 (inferred) and 20 (ours). Of several teachers the first
-        one synthesizes and all label.
-        """
-        size = ipc * classes
-        if base == "tinyimagenet":
-            return StudentRecipe(
-                epochs=100,
-                batch=min(256, size),
-                optimizer="sgd",
-                lr=0.2,
-                weight_decay=1e-4,
-                warmup=5,
-                squared=True,
-                cutmix=False,
-            )
-        if base in ("cifar10", "cifar100"):
-            return StudentRecipe(
-                epochs=400, batch=min(128, size), temperature=30.0, crop=(1.0, 1.0), pad=4, decay_all=True
-            )
-        if base == "digits":
-            return StudentRecipe(epochs=300, batch=min(20, size), crop=(0.5, 1.0), flip=False)
-        return StudentRecipe(
-            epochs=300, batch=min(1024 if base.startswith("imagenet") and classes >= 1000 else 100, size)
-        )
+        """The recipe of `train_FKD.sh`, and of the small-dataset scripts; see `student_recipe`."""
+        return student_recipe(base, classes, ipc)
 
     def image_iterations(self, ipc: int) -> float:
         """Every image is updated `iterations` times."""
@@ -94,23 +67,33 @@ class SRe2L(Method):
 
     def synthesize(self, job: Job) -> DistilledSet:
         """Run the shared loop over batches of one image for each of `batch` classes."""
-        from functools import partial
+        from suite.learn.recovery import recover
 
-        from suite.learn.critics import bn_critic
-        from suite.learn.initial import noise
-        from suite.learn.synthesis import Composition, by_slot, distill
-        from suite.learn.view_policies import RandomViews
+        return recover(job, self)
 
-        return distill(
-            job,
-            Composition(
-                iterations=self.iterations,
-                lr=self.lr,
-                partition=by_slot(job.dataset.classes, job.ipc, self.batch),
-                start=partial(noise, job),
-                views=lambda batch, images: RandomViews(
-                    job, batch, images, self.iterations, crop=self.crop, flips=self.flip, shift=self.roll
-                ),
-                critics=[bn_critic(job.teachers[0], self.bn_weight, self.first)],
-            ),
+
+def student_recipe(base: str, classes: int, ipc: int) -> StudentRecipe:
+    """SRe2L's recipe for a dataset base, its number of classes and IPC; CDA's too, but for the batch on ImageNet.
+
+    Tiny-ImageNet's script multiplies the loss by T^2 and uses SGD with five epochs of warm-up. CIFAR's decays all
+    parameters; its mixup is replaced by CutMix, and its teacher labels in eval mode (the reference forgets to leave
+    training mode). Other ImageNet subsets and digits are not in the paper: batches of 1024 would leave one step an
+    epoch, so they use 100 [inferred] and 20 (ours).
+    """
+    size = ipc * classes
+    if base == "tinyimagenet":
+        return StudentRecipe(
+            epochs=100,
+            batch=min(256, size),
+            optimizer="sgd",
+            lr=0.2,
+            weight_decay=1e-4,
+            warmup=5,
+            squared=True,
+            cutmix=False,
         )
+    if base in ("cifar10", "cifar100"):
+        return StudentRecipe(epochs=400, batch=min(128, size), temperature=30.0, crop=(1.0, 1.0), pad=4, decay_all=True)
+    if base == "digits":
+        return StudentRecipe(batch=min(20, size), crop=(0.5, 1.0), flip=False)
+    return StudentRecipe(batch=min(1024 if base in ("imagenet1k", "imagenet21k") else 100, size))

@@ -29,7 +29,7 @@ _LARGE = ("imagenette", "imagewoof", "imagenet100", "imagenet1k", "imagenet21k")
 class RDED(Method):
     """Sun et al., CVPR 2024, section 4: score random crops by the teacher's cross-entropy, keep and tile the best.
 
-    Every class: `crops` of each of `candidates` images, the best one of each image, of these the best `ipc * factor**2`;
+    Every class: `crops` of each of `candidates` images, the best one of each image, of these the best ipc * factor^2;
     cell k of mosaic j is the crop of rank k * ipc + j. Where that is more than there are images, the best
     ceil(wanted / images) crops of an image compete (DELT's extension; the reference fails). Of several teachers the
     first scores.

@@ -1,0 +1,324 @@
+"""E2D with a clock for each image: images enter and leave a running batch, and end their exploration on their own.
+
+The places of a batch, not its images, are what the loop goes through. An image enters a place with fresh optimiser
+state and memory, counts its own iterations, and leaves when it has explored and remembers nothing, or after T of them;
+in the same iteration the next image of the set takes its place. Images wait on the device, and all exchanges happen
+there: the host only brings new ones and takes finished ones away, now and then, and how rarely changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from suite.data.distilled import DistilledSet
+from suite.errors import NumericError, UserError
+from suite.learn.box_memory import BoxMemory
+from suite.learn.initial import to_distilled
+from suite.learn.job import Job
+from suite.learn.models import denormalise, normalise, pixel_range
+from suite.learn.synthesis import BETAS, EPS, LOG_EVERY, STOP_EVERY, Composition, Critic, Seen
+from suite.learn.validation import autocast
+from suite.learn.view_policies import MemoryViews
+from suite.learn.views import crop_resize, flip, roll
+
+
+def distill_by_image(job: Job, composition: Composition, *, patience: int, continuous: bool) -> DistilledSet:
+    """Optimise a set whose images have clocks of their own; `suite.learn.synthesis.distill` with early ends an image.
+
+    With `patience` 0 and not `continuous` this is `distill`. An image keeps the draws (boxes, flips, revisits) that it
+    would have there: they belong to its batch in the partition, its row, and its own iteration. Where nobody waits any
+    more, an image that is done stays in its place and is updated on random crops as in E2D, up to T iterations.
+
+    Args:
+        job: The synthesis. Its counters are filled in: updates that changed images, and images that teachers saw.
+        composition: The method; its views are `MemoryViews`, and all images are active.
+        patience: See `BoxMemory`.
+        continuous: One stream of images through as many places as the largest batch has, instead of batch after batch.
+
+    Raises:
+        NumericError: If a loss or a pixel is NaN or Inf.
+    """
+    facts, partition = job.dataset, composition.partition
+    images = torch.empty(facts.classes * job.ipc, 3, facts.size, facts.size, dtype=torch.uint8)
+    groups = [range(len(partition))] if continuous else [range(n, n + 1) for n in range(len(partition))]
+    counter, finished = 0, 0
+    try:
+        for numbers in groups:
+            start = counter if composition.carry else numbers[0] * composition.iterations
+            stream = Stream(job, composition, numbers, patience, start)
+            for slots, pixels in stream.run():
+                mean, std = ((0.0,) * 3, (1.0,) * 3) if composition.pixels else (facts.mean, facts.std)
+                images[slots] = denormalise(pixels, mean, std).cpu()
+                finished += len(slots)
+                job.progress(finished, len(images))
+            counter += stream.updates
+    finally:
+        for critic in composition.critics:
+            critic.close()
+    return to_distilled(job, images)
+
+
+class ImageAdam:
+    """Adam (Kingma and Ba, 2015) on a batch whose rows have taken different numbers of steps.
+
+    Args:
+        x: [B, ...], updated in place.
+        lr: Learning rate of each of the T steps of a row; beyond them it is 0.
+        betas: Decays of the averages.
+        eps: Added to the denominator.
+    """
+
+    def __init__(self, x: torch.Tensor, lr: list[float], betas: tuple[float, float], eps: float) -> None:
+        self.x, self.betas, self.eps = x, betas, eps
+        self.first, self.second = torch.zeros_like(x), torch.zeros_like(x)
+        steps = torch.arange(1, len(lr) + 2, dtype=torch.float64)
+        rates = torch.tensor([*lr, 0.0], dtype=torch.float64)
+        self._step = (-rates / (1 - betas[0] ** steps)).to(x)
+        self._root = (1 - betas[1] ** steps).sqrt().to(x)
+
+    def clear(self, rows: torch.Tensor) -> None:
+        """Forget the averages of the rows marked in bool [B]."""
+        self.first.masked_fill_(_wide(rows), 0)
+        self.second.masked_fill_(_wide(rows), 0)
+
+    def step(self, gradient: torch.Tensor, clock: torch.Tensor) -> torch.Tensor:
+        """One step of every row, the `clock`-th of its own counted from 0. Returns the new x, which is not yet set."""
+        self.first.lerp_(gradient, 1 - self.betas[0])
+        self.second.mul_(self.betas[1]).addcmul_(gradient, gradient, value=1 - self.betas[1])
+        denominator = (self.second.sqrt() / _wide(self._root[clock])).add_(self.eps)
+        return self.x + _wide(self._step[clock]) * self.first / denominator
+
+
+def _wide(rows: torch.Tensor) -> torch.Tensor:
+    return rows.view(-1, 1, 1, 1)
+
+
+@dataclass
+class Waiting:
+    """An image before it enters: its slot, its start [3, S, S], and its draws for all of its iterations."""
+
+    slot: int
+    start: torch.Tensor
+    boxes: torch.Tensor
+    flips: torch.Tensor
+    uniforms: torch.Tensor
+
+
+class Pool:
+    """Images on the device: those in places, those that wait in a line, and those that are finished.
+
+    Args:
+        job: The synthesis.
+        iterations: T.
+        entries: How many images there is room for.
+        line: How many can wait.
+
+    Attributes:
+        pixels: float [entries, 3, S, S]: the start of an image that waits, the result of one that is finished.
+        labels: int64 [entries].
+        boxes: int64 [entries, T, 4].
+        flips: bool [entries, T].
+        uniforms: float [entries, T].
+        line: int64 [line], entries in the order in which they enter.
+        head: int64, 0-d: how many of the line have entered.
+    """
+
+    def __init__(self, job: Job, iterations: int, entries: int, line: int) -> None:
+        size, device = job.dataset.size, job.device
+        self.ipc = job.ipc
+        self.pixels = torch.empty(entries, 3, size, size, device=device)
+        self.labels = torch.empty(entries, dtype=torch.int64, device=device)
+        self.boxes = torch.empty(entries, iterations, 4, dtype=torch.int64, device=device)
+        self.flips = torch.empty(entries, iterations, dtype=torch.bool, device=device)
+        self.uniforms = torch.empty(entries, iterations, device=device)
+        self.line = torch.zeros(line, dtype=torch.int64, device=device)
+        self.head = torch.zeros((), dtype=torch.int64, device=device)
+        self.free, self.queued = deque(range(entries)), 0
+        self.slots: dict[int, int] = {}
+
+    def put(self, image: Waiting) -> int:
+        """Take an image in; returns its entry."""
+        entry = self.free.popleft()
+        self.pixels[entry], self.labels[entry] = image.start, image.slot // self.ipc
+        self.boxes[entry], self.flips[entry], self.uniforms[entry] = image.boxes, image.flips, image.uniforms
+        self.slots[entry] = image.slot
+        return entry
+
+    def refill(self, images: Iterator[Waiting], waiting: list[int]) -> None:
+        """Line up the entries that wait, and further images behind them as long as there are some and room."""
+        line = list(waiting)
+        while len(line) < len(self.line) and (image := next(images, None)) is not None:
+            line.append(self.put(image))
+        self.queued = len(line)
+        if line:
+            self.line[: len(line)] = torch.tensor(line, device=self.line.device)
+        self.head.zero_()
+
+    def take(self, entries: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Give finished entries free. Returns their slots int64 [n] and pixels [n, 3, S, S]."""
+        slots = torch.tensor([self.slots.pop(e) for e in entries], dtype=torch.int64)
+        self.free.extend(entries)
+        return slots, self.pixels[torch.tensor(entries, dtype=torch.int64, device=self.pixels.device)]
+
+
+class Stream:
+    """One stream of images through the places of a batch.
+
+    Args:
+        job: The synthesis.
+        plan: The method.
+        numbers: Of the batches of the partition whose images flow through, in this order.
+        patience: See `BoxMemory`.
+        counter: Iterations of all streams before it.
+
+    Attributes:
+        updates: Iterations until every image was done, known when `run` has ended.
+    """
+
+    def __init__(self, job: Job, plan: Composition, numbers: range, patience: int, counter: int) -> None:
+        self.job, self.plan, self.numbers, self.counter, self.updates = job, plan, numbers, counter, 0
+        self.shifts: dict[int, list[list[int]] | None] = {}
+        first = plan.views(numbers[0], 1)
+        if not isinstance(first, MemoryViews) or plan.active(0) is not None:
+            raise UserError("images have clocks of their own only with a box memory and all of them active")
+        explore, threshold = first.memory.explore, first.memory.threshold
+        places = max(len(plan.partition[n]) for n in numbers)
+        self.every = 1 if plan.carry else plan.stop_every or (1 if job.device.type == "cpu" else STOP_EVERY)
+        life = min(plan.iterations, explore + 1, patience or plan.iterations)  # no image leaves earlier
+        line = places * -(-self.every // life)
+        self.pool = Pool(job, plan.iterations, places + line, line)
+        self.images = self._images()
+        device = job.device
+        self.entry = torch.tensor([self.pool.put(next(self.images)) for _ in range(places)], device=device)
+        self.pool.refill(self.images, [])
+        self.x = self.pool.pixels[self.entry]
+        self.clock = torch.zeros(places, dtype=torch.int64, device=device)
+        self.memory = BoxMemory(places, explore, threshold, device, patience)
+        rates = [plan.lr * plan.schedule(t, plan.iterations) for t in range(plan.iterations)]
+        self.adam = ImageAdam(self.x, rates, BETAS, EPS)
+        mean, std = ((0.0,) * 3, (1.0,) * 3) if plan.pixels else (job.dataset.mean, job.dataset.std)
+        self.low, self.high = pixel_range(mean, std, device, self.x.dtype)
+        self.image_updates = torch.zeros((), dtype=torch.int64, device=device)
+        self.lived = torch.zeros((), dtype=torch.int64, device=device)
+        self.ended = torch.zeros((), dtype=torch.bool, device=device)
+
+    def _images(self) -> Iterator[Waiting]:
+        """All images of the stream in order, made a batch of the partition at a time."""
+        plan, total = self.plan, self.plan.iterations
+        for number in self.numbers:
+            slots = plan.partition[number]
+            views, starts = plan.views(number, len(slots)), plan.start(number, slots).detach()
+            assert isinstance(views, MemoryViews) and views.boxes is not None
+            self.shifts[number] = views.shifts
+            still = torch.zeros(total, dtype=torch.bool, device=starts.device)
+            for row, slot in enumerate(slots.tolist()):
+                flips = still if views.flips is None else views.flips[:, row]
+                yield Waiting(slot, starts[row], views.boxes[:, row], flips, views.uniforms[:, row])
+
+    def run(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Optimise until every image is done. Yields the slots [n] and last iterates [n, 3, S, S] of finished ones."""
+        if not self.plan.carry:
+            for critic in self.plan.critics:
+                critic.reset()
+        step, loss = 0, torch.zeros(())
+        while True:
+            self._exchange()
+            if step % self.every == 0:
+                entry, head, ended = self._ask()
+                if ended:
+                    break
+                yield from self._flush(entry, head)
+            loss = self._step(step)
+            step += 1
+            if step % LOG_EVERY == 0:
+                self._check(loss, step)
+        self._check(loss, step)
+        self.updates = int(self.lived)
+        self.job.counters.image_iterations += int(self.image_updates)
+        self.pool.pixels[self.entry] = self.x
+        yield self.pool.take(self.entry.tolist())
+
+    def _exchange(self) -> None:
+        """Let images that are done leave, and those that wait enter, without asking the host."""
+        pool = self.pool
+        done = self.memory.done(self.clock) | (self.clock >= self.plan.iterations)
+        if not pool.queued:
+            self.ended = done.all()
+            return
+        turn = pool.head + done.cumsum(0) - 1
+        enter = done & (turn < pool.queued)
+        coming = pool.line[turn.clamp(0, pool.queued - 1)]
+        pool.pixels[self.entry] = self.x
+        self.entry = torch.where(enter, coming, self.entry)
+        self.x.copy_(pool.pixels[self.entry])
+        self.clock = self.clock.masked_fill(enter, 0)
+        self.memory.clear(enter)
+        self.adam.clear(enter)
+        pool.head += enter.sum()
+        self.ended = (done & ~enter).all()
+
+    def _ask(self) -> tuple[list[int], int, bool]:
+        """Entries of the places, how many of the line have entered, and whether all is done: one transfer."""
+        *entry, head, ended = torch.cat([self.entry, self.pool.head[None], self.ended[None].long()]).tolist()
+        return entry, head, bool(ended)
+
+    def _flush(self, entry: list[int], head: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Take finished images away and line up further ones."""
+        pool = self.pool
+        if not pool.queued:
+            return
+        waiting = pool.line[head : pool.queued].tolist()
+        finished = sorted(set(pool.slots) - set(entry) - set(waiting))
+        if finished:
+            yield pool.take(finished)
+            pool.refill(self.images, waiting)
+
+    def _step(self, step: int) -> torch.Tensor:
+        """One update of every place. Returns the loss."""
+        plan, job, pool = self.plan, self.job, self.pool
+        now = self.clock.clamp(max=plan.iterations - 1)
+        selected = self.memory.select(self.clock, pool.uniforms[self.entry, now])
+        boxes = self.memory.choose(selected, pool.boxes[self.entry, now])
+        x = self.x.detach().requires_grad_()
+        views = flip(crop_resize(x, boxes, job.dataset.size), pool.flips[self.entry, now])
+        number = self.numbers[min(step // plan.iterations, len(self.numbers) - 1)]
+        if (shifts := self.shifts[number]) is not None:
+            views = roll(views, *shifts[step % plan.iterations])
+        if plan.pixels:
+            views = normalise(views, job.dataset.mean, job.dataset.std)
+        ((index, weight),) = plan.select(self.counter + step, number)
+        ce, term = self._judge(plan.critics[index], views, pool.labels[self.entry])
+        loss = weight * (ce.mean() + term)
+        (gradient,) = torch.autograd.grad(loss, x)
+        job.counters.forward_images += len(ce)
+        self.memory.observe(self.clock, selected, boxes, ce.detach())
+        moved = self.adam.step(gradient, self.clock.clamp(max=plan.iterations))
+        self.x.copy_(torch.where(self.ended, self.x, moved.clamp(self.low, self.high)))
+        self.image_updates += ((self.clock < plan.iterations) & ~self.ended).sum()
+        self.lived += ~self.ended
+        self.clock = self.clock + 1
+        return loss.detach()
+
+    def _judge(
+        self, critic: Critic, views: torch.Tensor, labels: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | float]:
+        with autocast(self.job.precision, views.device):
+            logits, stats = critic.forward(views)
+        logits = logits.to(views.dtype)
+        ce = F.cross_entropy(logits, labels, reduction="none")
+        if critic.matching is None or critic.weight == 0:
+            return ce, 0.0
+        return ce, critic.weight * critic.matching(Seen(views, labels, logits, stats))
+
+    def _check(self, loss: torch.Tensor, step: int) -> None:
+        if not bool(loss.isfinite().cpu() & self.x.isfinite().all().cpu()):
+            raise NumericError(
+                f"loss or pixels are not finite by iteration {step}",
+                where=f"batch {self.numbers[0]} and on",
+                hint="lower `lr`",
+            )

@@ -95,6 +95,8 @@ def main() -> int:
     """Plan, print, and run or submit."""
     arguments = parse()
     if arguments.list:
+        from suite.methods.__main__ import list_methods
+
         list_methods()
         return 0
     profile = load_profile(find_profile(arguments.profile), store=arguments.store, slots=arguments.slots)
@@ -281,27 +283,6 @@ def finish(launch: Launch) -> int:
             say("diverged stages and what needs them are held back; `--retry numeric` runs them all the same")
     say(f"next: {launch.command('suite.report')}")
     return 1 if left else 0
-
-
-def list_methods() -> None:
-    """Every method with its paper, version, needs and defaults, and the files that cannot be imported."""
-    from suite.methods import broken, discover, parameters
-
-    methods = discover()
-    rows = [
-        [
-            name,
-            cls.paper,
-            cls.version,
-            " ".join(sorted(cls.needs)) or "-",
-            cls.labels,
-            " ".join(f"{k}={v!r}" for k, v in parameters(cls).items()) or "-",
-        ]
-        for name, cls in sorted(methods.items())
-    ]
-    table(["method", "paper", "version", "needs", "labels", "defaults"], rows)
-    for name, why in broken().items():
-        print(f"suite/methods/{name}.py cannot be imported: {clean(why)}", file=sys.stderr)
 
 
 if __name__ == "__main__":

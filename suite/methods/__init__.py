@@ -1,7 +1,7 @@
 """The registry of methods: one file a method, found by its name, readable without torch.
 
 A method is a frozen dataclass whose fields are its hyper-parameters. That one class is what a grid's overrides are
-checked against, what `python -m suite.launch --list` prints, what is hashed, and what runs. To add one, copy
+checked against, what `python -m suite.methods` prints, what is hashed, and what runs. To add one, copy
 `template.py.txt` beside this file to `<name>.py` and fill it in; nothing else needs to be edited.
 """
 
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from suite.errors import UserError, did_you_mean
 from suite.spec.recipes import LabelRecipe, Labels, StudentRecipe
+from suite.spec.stages import KINDS
 
 if TYPE_CHECKING:
     from suite.data.distilled import DistilledSet
@@ -36,6 +37,8 @@ class Method(ABC):
     needs: ClassVar[frozenset[str]] = frozenset()
     #: Label policy of protocol `paper`. Protocol `matched` keeps `hard` and turns the others into `online`.
     labels: ClassVar[Labels] = "online"
+    #: Whether the images follow from the real ones and the teachers alone, whatever the seed.
+    deterministic: ClassVar[bool] = False
     #: Label policies that differ from `labels` under protocol `paper`, by dataset base.
     paper_labels: ClassVar[Mapping[str, Labels]] = {}
     #: Paper hyper-parameters: {(dataset base or "*", IPC or None): {field: value}}; later matches win.
@@ -67,6 +70,15 @@ class Method(ABC):
         """The label policy on a dataset base under a protocol, unless the grid overrides it."""
         policy = cls.paper_labels.get(base, cls.labels)
         return policy if protocol == "paper" or policy == "hard" else "online"
+
+    @classmethod
+    def stages(cls, labels: Labels) -> tuple[str, ...]:
+        """Kinds of the stages from a dataset to a row under a label policy, in the order in which a plan runs them."""
+        used = {"prepare", "synthesis", "evaluation"}
+        used |= {"teacher"} if cls.needs & {"teacher", "statistics"} or labels != "hard" else set()
+        used |= {"statistics"} & cls.needs
+        used |= {"relabel"} if labels in ("vector", "stored") else set()
+        return tuple(kind for kind in KINDS if kind in used)
 
     @abstractmethod
     def recipe(self, base: str, classes: int, ipc: int, student: str) -> StudentRecipe:
@@ -166,6 +178,8 @@ def unknown_needs(needs: tuple[str, ...]) -> set[str]:
 def discover() -> dict[str, type[Method]]:
     """Import every method file once and return the registry. A file that fails to import spoils only itself."""
     for info in pkgutil.iter_modules(__path__):
+        if info.name.startswith("_"):  # `__main__`
+            continue
         try:
             importlib.import_module(f"{__name__}.{info.name}")
         except (

@@ -1,4 +1,4 @@
-"""SRe2L's recovery (arXiv:2306.13092, section 3.2) as one part, shared by SRe2L, CDA, DELT, SRe2L++ and CV-DD."""
+"""SRe2L's recovery (arXiv:2306.13092, section 3.2) as one part, shared by the methods that change parts of it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from suite.learn import synthesis
 from suite.learn.critics import bn_critic
 from suite.learn.initial import noise
 from suite.learn.job import Job
-from suite.learn.synthesis import Composition, by_slot
+from suite.learn.synthesis import Composition, Critic, by_slot
 from suite.learn.view_policies import Area, RandomViews
 
 Shape = Literal["step", "linear", "cosine"]
@@ -92,9 +92,11 @@ def recover(
     start: Callable[[int, torch.Tensor], torch.Tensor] | None = None,
     crop: Area | Callable[[int], Area] | None = None,
     select: Callable[[int, int], Sequence[tuple[int, float]]] | None = None,
+    partition: Sequence[torch.Tensor] | None = None,
+    critics: Sequence[Critic] | None = None,
     pixels: bool = False,
 ) -> DistilledSet:
-    """Optimise batches of one image a class: cross-entropy plus BatchNorm statistics, on views that a batch shares.
+    """Optimise batches from noise: cross-entropy plus BatchNorm statistics, on views that a batch shares.
 
     Args:
         job: The synthesis.
@@ -102,6 +104,8 @@ def recover(
         start: As in `Composition`; standard normal noise by default.
         crop: Area range of the views, or a function of the iteration; the method's by default.
         select: As in `Composition`, among all of the job's teachers; by default the first one alone.
+        partition: As in `Composition`; one image a class by default.
+        critics: As in `Composition`; the teachers with their running BatchNorm statistics by default.
         pixels: Optimise in [0, 1] and normalise the views.
     """
     teachers = job.teachers if select else job.teachers[:1]
@@ -110,7 +114,7 @@ def recover(
         Composition(
             iterations=method.iterations,
             lr=method.lr,
-            partition=by_slot(job.dataset.classes, job.ipc, method.batch),
+            partition=by_slot(job.dataset.classes, job.ipc, method.batch) if partition is None else partition,
             start=start or partial(noise, job),
             views=lambda batch, images: RandomViews(
                 job,
@@ -121,7 +125,7 @@ def recover(
                 flips=method.flip,
                 shift=method.roll,
             ),
-            critics=[bn_critic(teacher, method.bn_weight, method.first) for teacher in teachers],
+            critics=critics or [bn_critic(teacher, method.bn_weight, method.first) for teacher in teachers],
             select=select or (lambda counter, batch: [(0, 1.0)]),
             pixels=pixels,
         ),

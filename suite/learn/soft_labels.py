@@ -181,6 +181,7 @@ class StoredLabels:
             "flip": recipe["flip"],
             "cutmix": recipe["cutmix"],
             "patch_shuffle": 1,
+            "augment": "none",
         }
         wanted = drawn.facts()
         if differ := [name for name in stored if stored[name] != wanted[name]]:

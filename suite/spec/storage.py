@@ -20,7 +20,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import prod
 
-from suite.spec.recipes import RelabelRecipe
+from suite.spec.recipes import LabelRecipe, RelabelRecipe
 
 #: Safetensors types of the arrays that label files hold, and their bytes.
 ITEM_BYTES = {"F64": 8, "I32": 4, "F16": 2, "I16": 2, "U8": 1}
@@ -103,18 +103,18 @@ def label_bytes(labels: str, recipe: RelabelRecipe, images: int, classes: int) -
 def reference_stream_bytes(
     epochs: int, images: int, batch: int, classes: int, prune: float = 0.0, mixed: bool = True
 ) -> int:
-    """Bytes of FKD's and LPLD's own records: one file a batch, K (B (2C + 17 + 8 mixed) + container).
+    """Bytes of FKD's and LPLD's own records: P (2C + 17 + 8 mixed) + K containers, one file a batch.
 
     A record holds fp16 logits, a crop in four fp32 fractions, a flip, and an int64 CutMix partner an image.
 
     Args:
         epochs: E.
         images: N.
-        batch: B; an incomplete batch counts as a whole one, and not at all if the stream is pruned.
+        batch: B; an incomplete batch is left out if the stream is pruned.
         classes: C.
         prune: Share r that is left out.
         mixed: Whether there is a CutMix.
     """
-    kept = kept_batches(epochs, images // batch, prune) if prune else epochs * -(-images // batch)
-    size = min(batch, images)
-    return kept * (size * (2 * classes + 17 + 8 * mixed) + REFERENCE_CONTAINER)
+    label = LabelRecipe(prune=prune)
+    shape = stream_shape(RelabelRecipe(epochs, batch, label=label), images)
+    return shape.positions * (2 * classes + 17 + 8 * mixed) + shape.batches * REFERENCE_CONTAINER

@@ -15,13 +15,13 @@ from safetensors.torch import load_file, save_file
 
 from suite.data.distilled import DistilledSet
 from suite.errors import DataError, InfraError, NumericError
-from suite.grid.estimate import label_bytes
-from suite.learn.label_stream import LabelStream, payload_bytes, write_stream
+from suite.learn.label_stream import InOrder, LabelStream, write_stream
 from suite.learn.soft_labels import StoredLabels
 from suite.learn.teachers import Teacher
 from suite.learn.view_plans import DrawnViews, Renderer
 from suite.spec.datasets import dataset
 from suite.spec.recipes import RelabelRecipe, StudentRecipe
+from suite.spec.storage import stream_bytes
 from tests.learn.training import CPU, DIGITS, Linear, linear_teacher, some_digits
 
 RECIPE = RelabelRecipe(epochs=3, batch=16, crop=(0.3, 1.0))
@@ -38,10 +38,11 @@ def test_replayed_views_are_bit_identical_and_logits_are_those_of_the_teacher(tm
     assert isinstance(teacher.model, Linear)
     seen = list(teacher.model.seen)
     stream, render = LabelStream(tmp_path / "labels"), Renderer(distilled.images, DIGITS, CPU)
-    assert (stream.epochs, stream.batches, stream.images, stream.classes) == (3, 3, 40, 10)
+    order = InOrder(stream)
+    assert (stream.epochs, order.batches, stream.images, stream.classes) == (3, 3, 40, 10)
     for epoch in (2, 0, 1):  # in any order
         for batch in (1, 0, 2):
-            plan = stream.plan(epoch, batch)
+            plan = order.plan(epoch, batch)
             views = render(plan)
             assert torch.equal(views, seen[epoch * 3 + batch])
             stored = stream.logits(plan)
@@ -50,7 +51,7 @@ def test_replayed_views_are_bit_identical_and_logits_are_those_of_the_teacher(tm
 
 def test_plans_read_back_equal_the_plans_that_were_drawn(tmp_path: Path) -> None:
     _write(tmp_path / "labels")
-    stream, drawn = LabelStream(tmp_path / "labels"), DrawnViews(RECIPE, 40, 16, seed=5)
+    stream, drawn = InOrder(LabelStream(tmp_path / "labels")), DrawnViews(RECIPE, 40, 16, seed=5)
     for epoch in range(3):
         for batch in range(3):
             a, b = stream.plan(epoch, batch), drawn.plan(epoch, batch)
@@ -79,7 +80,7 @@ def test_bytes_are_exactly_those_of_the_formula(tmp_path: Path, recipe: RelabelR
     positions, batches = 3 * 40, 3 * 3
     each = 4 + 2 * 10 + 8 * (recipe.crop != (1.0, 1.0)) + recipe.flip + 4 * recipe.cutmix
     payload = positions * each + batches * 16 * recipe.cutmix
-    assert payload == payload_bytes(recipe, 40, 10)
+    assert payload == stream_bytes(recipe, 40, 10)
     assert len(raw) == 8 + int.from_bytes(raw[:8], "little") + payload
     ledger = StoredLabels(LabelStream(tmp_path / "labels")).ledger()
     assert {e["kind"]: e["bytes"] for e in ledger} == {"label": positions * 20, "aug": len(raw) - positions * 20}
@@ -87,7 +88,7 @@ def test_bytes_are_exactly_those_of_the_formula(tmp_path: Path, recipe: RelabelR
 
 @pytest.mark.parametrize(("images", "batch"), [(1000, 1024), (10_000, 100), (50_000, 1024)])
 def test_size_agrees_with_the_published_accounting_at_1000_classes(images: int, batch: int) -> None:
-    ours = payload_bytes(RelabelRecipe(epochs=300, batch=batch), images, 1000)
+    ours = stream_bytes(RelabelRecipe(epochs=300, batch=batch), images, 1000)
     payload = images * 300 * (2 * 1000 + 16 + 1 + 8)  # the references' records without their containers
     assert abs(ours / payload - 1) < 0.05
 
@@ -112,7 +113,7 @@ def test_any_safetensors_reader_opens_a_stream(tmp_path: Path) -> None:
 
 def test_more_epochs_than_stored_start_over(tmp_path: Path) -> None:
     _write(tmp_path / "labels")
-    stream = LabelStream(tmp_path / "labels")
+    stream = InOrder(LabelStream(tmp_path / "labels"))
     assert stream.plan(7, 2).position == stream.plan(1, 2).position
 
 
@@ -130,7 +131,7 @@ def test_more_epochs_than_stored_start_over(tmp_path: Path) -> None:
 def test_a_stream_of_another_training_is_refused(tmp_path: Path, change: dict[str, Any], named: str) -> None:
     _write(tmp_path / "labels")
     labels, recipe = StoredLabels(LabelStream(tmp_path / "labels")), StudentRecipe(batch=16, crop=(0.3, 1.0))
-    assert labels.planner(DrawnViews(recipe, 40, 16, seed=0)) is labels.stream
+    assert isinstance(labels.planner(DrawnViews(recipe, 40, 16, seed=0)), InOrder)
     with pytest.raises(DataError, match=named):
         labels.planner(DrawnViews(replace(recipe, **change), 40, 16, seed=0))
     with pytest.raises(DataError, match="images 40 where 50"):
@@ -149,13 +150,13 @@ def test_every_shape_of_stream_reads_back_as_it_was_drawn(
         tmp_path / "labels", DistilledSet(pixels, torch.zeros(images).long()), [teacher], recipe, 3, DIGITS, CPU
     )
     stream, drawn = LabelStream(tmp_path / "labels"), DrawnViews(recipe, images, 16, 3)
-    assert stream.batches == drawn.batches
-    assert stream.bytes == stream.header_bytes + payload_bytes(recipe, images, 10)
-    assert payload_bytes(recipe, images, 10) == label_bytes(recipe, images, 10), "the estimate says the same"
+    order = InOrder(stream)
+    assert order.batches == drawn.batches
+    assert stream.bytes == stream.header_bytes + stream_bytes(recipe, images, 10)
     render = Renderer(pixels, DIGITS, CPU)
     for epoch in range(epochs):
         for b in range(drawn.batches):
-            ours, theirs = stream.plan(epoch, b), drawn.plan(epoch, b)
+            ours, theirs = order.plan(epoch, b), drawn.plan(epoch, b)
             assert torch.equal(render(ours), render(theirs))
             assert torch.equal(stream.logits(ours), teacher(render(theirs)).half())
 

@@ -190,7 +190,9 @@ class Stream:
         places = max(len(plan.partition[n]) for n in numbers)
         self.every = 1 if plan.carry else plan.stop_every or (1 if job.device.type == "cpu" else STOP_EVERY)
         life = min(plan.iterations, explore + 1, patience or plan.iterations)  # no image leaves earlier
-        line = places * -(-self.every // life)
+        # The line never runs short between two looks.
+        total = sum(len(plan.partition[n]) for n in numbers)
+        line = min(places * -(-self.every // life), total - places)
         self.pool = Pool(job, plan.iterations, places + line, line)
         self.images = self._images()
         device = job.device
@@ -241,7 +243,7 @@ class Stream:
         self.updates = int(self.lived)
         self.job.counters.image_iterations += int(self.image_updates)
         self.pool.pixels[self.entry] = self.x
-        yield self.pool.take(self.entry.tolist())
+        yield self.pool.take(sorted(self.pool.slots))
 
     def _exchange(self) -> None:
         """Let images that are done leave, and those that wait enter, without asking the host."""

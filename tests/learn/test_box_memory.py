@@ -127,3 +127,47 @@ def test_an_easy_revisit_of_a_known_box_in_exploration_changes_nothing() -> None
     assert memory.count.item() == 1 and memory.ce[0, 0].item() == pytest.approx(0.9)
     memory.observe(2, none, box, torch.tensor([0.7]))
     assert memory.count.item() == 1 and memory.ce[0, 0].item() == pytest.approx(0.7)
+
+
+def test_patience_ends_exploration_after_consecutive_easy_crops() -> None:
+    memory = BoxMemory(3, explore=9, threshold=0.5, patience=3)
+    # hard at every third iteration, never, always
+    ce = torch.tensor([[0.9, 0.1, 0.9], [0.1, 0.1, 0.9], [0.1, 0.5, 0.9]])
+    ends: list[int | None] = [None, None, None]
+    for t in range(12):
+        clock = torch.full((3,), t)
+        exploring = memory.exploring(clock)
+        assert isinstance(exploring, torch.Tensor)
+        for b in range(3):
+            if not exploring[b] and ends[b] is None:
+                ends[b] = t
+        selected = memory.select(clock, torch.rand(3, generator=torch.Generator().manual_seed(t)))
+        assert torch.equal(selected >= 0, ~exploring & (memory.count > 0))
+        before = memory.count
+        memory.observe(clock, selected, torch.full((3, 4), t), ce[t % 3])
+        assert ((memory.count > before) <= exploring).all(), "only exploration remembers"
+    assert ends == [10, 3, 10]
+    assert memory.done(torch.full((3,), 12)).tolist() == [False, True, False]
+
+
+def test_images_may_have_clocks_of_their_own() -> None:
+    """A late image's memory is what it would be in a batch of its own time."""
+    together, alone = BoxMemory(2, 4, 0.6), BoxMemory(1, 4, 0.6)
+    g = torch.Generator().manual_seed(0)
+    boxes, ce, u = torch.randint(0, 9, (20, 4), generator=g), torch.rand(20, generator=g), torch.rand(20, generator=g)
+    for t in range(18):
+        own = alone.select(t, u[t : t + 1])
+        alone.observe(t, own, alone.choose(own, boxes[t : t + 1]), ce[t : t + 1])
+        clock = torch.tensor([t + 2, t])
+        index = clock.clamp(max=19)
+        selected = together.select(clock, u[index])
+        together.observe(clock, selected, together.choose(selected, boxes[index]), ce[index])
+        assert together.count[1] == alone.count[0] and selected[1] == own[0]
+        assert torch.equal(together.ce[1, : alone.count[0]], alone.ce[0, : alone.count[0]])
+
+
+def test_cleared_rows_start_afresh_and_others_stay() -> None:
+    memory = BoxMemory(3, explore=3, threshold=0.5, patience=2)
+    memory.observe(torch.zeros(3, dtype=torch.int64), torch.full((3,), -1), torch.ones(3, 4).long(), torch.ones(3))
+    memory.clear(torch.tensor([True, False, False]))
+    assert memory.count.tolist() == [0, 1, 1]

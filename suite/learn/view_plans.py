@@ -6,13 +6,13 @@ That is why a student needs one loop for hard, online and stored labels, and why
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Protocol
 
 import torch
 
-from suite.learn import views
+from suite.learn import augmentation, dsa, views
 from suite.learn.job import generator
 from suite.learn.models import normalise
 from suite.spec.datasets import Dataset
@@ -57,6 +57,8 @@ class ViewPlan:
         flips: bool [B].
         cutmix: One CutMix, or None.
         position: First row of this batch in a label stream; None for views that are drawn.
+        operations: Operations of RandAugment, on the uint8 images.
+        dsa: One operation of differentiable siamese augmentation, on the normalised views.
     """
 
     index: torch.Tensor
@@ -67,6 +69,8 @@ class ViewPlan:
     flips: torch.Tensor | None = None
     cutmix: CutMix | None = None
     position: int | None = None
+    operations: augmentation.RandomOperations | None = None
+    dsa: dsa.Draws | None = None
 
 
 def parts(images: int, count: int) -> list[slice]:
@@ -98,7 +102,8 @@ class DrawnViews:
     """Plans drawn from a seed: each epoch a permutation of all images, each batch its own stream of draws.
 
     Args:
-        recipe: Batch size (capped at the number of images), crop, padding, flip, CutMix and patch shuffle.
+        recipe: Batch size (capped at the number of images), crop, padding, flip, CutMix, patch shuffle and
+            augmentation. With `dsa`, flips are one of its operations, and none is drawn beside them.
         images: Number of distilled images N.
         size: Their side S in pixels.
         seed: Of the student or of the relabelling.
@@ -110,6 +115,10 @@ class DrawnViews:
         self.crop, self.flip, self.cutmix = recipe.crop, recipe.flip, recipe.cutmix
         self.pad = recipe.pad if isinstance(recipe, StudentRecipe) else 0
         self.factor = recipe.patch_shuffle if isinstance(recipe, StudentRecipe) else 1
+        self.augment = recipe.augment if isinstance(recipe, StudentRecipe) else "none"
+        self.magnitude = recipe.magnitude if isinstance(recipe, StudentRecipe) else 0.0
+        # Digits that are mirrored are others: a recipe without flips has none among the operations either.
+        self.strategy = dsa.STRATEGY if self.flip else dsa.STRATEGY.replace("_flip", "")
         self._order: tuple[int, torch.Tensor] | None = None
 
     @property
@@ -128,6 +137,7 @@ class DrawnViews:
             "flip": self.flip,
             "cutmix": self.cutmix,
             "patch_shuffle": self.factor,
+            "augment": self.augment,
         }
 
     def order(self, epoch: int) -> torch.Tensor:
@@ -150,11 +160,16 @@ class DrawnViews:
             offsets = torch.randint(0, 2 * self.pad + 1, (n, 2), generator=draws)
         elif self.crop != WHOLE:
             boxes = views.rrc_boxes(n, self.size, self.size, area=self.crop, ratio=RATIO, generator=draws)
-        if self.flip:
+        if self.flip and self.augment != "dsa":
             flips = torch.rand(n, generator=draws) < 0.5
         if self.cutmix:
             mix = CutMix(*views.draw_cutmix(n, self.size, draws))
-        return ViewPlan(index, shuffle, offsets, self.pad, boxes, flips, mix)
+        plan = ViewPlan(index, shuffle, offsets, self.pad, boxes, flips, mix)
+        if self.augment == "randaugment":
+            return replace(plan, operations=augmentation.draw(n, self.magnitude, draws))
+        if self.augment == "dsa":
+            return replace(plan, dsa=dsa.draw(self.strategy, n, self.size, self.size, draws))
+        return plan
 
 
 class Renderer:
@@ -170,18 +185,22 @@ class Renderer:
         self.images, self.device = images.to(device), device
         self.size = images.shape[-1]
         self.mean, self.std = dataset.mean, dataset.std
+        self.fill = tuple(round(255 * channel) for channel in dataset.mean)
 
     def to(self, tensor: torch.Tensor) -> torch.Tensor:
         """Move a small CPU tensor without waiting for the device."""
         return tensor.to(self.device, non_blocking=True)
 
     def __call__(self, plan: ViewPlan) -> torch.Tensor:
-        """Render a plan: patch shuffle, padded or resized crop, flip, normalise, CutMix.
+        """Render a plan: RandAugment, patch shuffle, padded or resized crop, flip, normalise, DSA, CutMix.
 
         Returns:
             float32 [B, 3, S, S], normalised.
         """
-        x = self.images[self.to(plan.index)].float().div_(255)
+        images = self.images[self.to(plan.index)]
+        if plan.operations is not None:
+            images = augmentation.apply(images, plan.operations, self.fill)
+        x = images.float().div_(255)
         if plan.shuffle is not None:
             columns, rows = plan.shuffle
             x = views.patch_shuffle(x, columns.shape[1], self.to(columns), self.to(rows))
@@ -192,6 +211,8 @@ class Renderer:
         if plan.flips is not None:
             x = views.flip(x, self.to(plan.flips))
         x = normalise(x, self.mean, self.std)
+        if plan.dsa is not None:
+            x = dsa.apply(x, plan.dsa)
         if plan.cutmix is not None:
             x = views.cutmix(x, self.to(plan.cutmix.perm), plan.cutmix.box)
         return x

@@ -42,8 +42,9 @@ class StudentRecipe:
         flip: Horizontal flip with probability one half.
         cutmix: One CutMix box a batch, lambda ~ Beta(1, 1), probability 1.
         patch_shuffle: Factor f of RDED's patch shuffle; 1 for none.
-        augment: Applied before the crop: `randaugment` (two random operations an image of strength `magnitude`, as DELT
-            and EDC) or `dsa` (one operation of differentiable siamese augmentation a batch); `none`.
+        augment: `none`; `randaugment`: two random operations an image of strength `magnitude` before the crop, as timm
+            and DELT have them; `dsa`: one operation of differentiable siamese augmentation a batch, on the normalised
+            views. Flips are one of its operations, if `flip` is set, and then no view is flipped beside them.
         magnitude: Mean strength of `randaugment`, of 10.
         accumulate: Equal parts of a batch, forwarded one after the other, whose gradients are averaged (CV-DD).
         ema: Decay of a parameter average that is evaluated instead of the live network; 0 for none.
@@ -138,7 +139,7 @@ class TeacherRecipe:
         flip: Horizontal flip with probability one half.
         label_smoothing: Of the cross-entropy.
         optimizer: `sgd` or `adam`.
-        schedule: After the warm-up: `cosine` to 0, or `constant`.
+        schedule: After the warm-up: `cosine` to 0, `constant`, or `step`: a tenth after each third of all epochs.
         stop: Epoch after which training ends early, with the schedule of the full length; None for the whole.
     """
 
@@ -153,7 +154,7 @@ class TeacherRecipe:
     flip: bool = True
     label_smoothing: float = 0.0
     optimizer: Literal["sgd", "adam"] = "sgd"
-    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule: Literal["cosine", "constant", "step"] = "cosine"
     stop: int | None = None
 
 

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
 import torch
 
 from suite.errors import DataError, NumericError
+from suite.learn.features import real_features
+from suite.learn.initial import per_class
+from suite.learn.job import Job
+
+if TYPE_CHECKING:
+    from suite.learn.synthesis import Seen
 
 #: Pivots after which the network simplex gives up; classes of thousands of images need thousands.
 _PIVOTS = 10_000_000
@@ -68,3 +77,39 @@ def barycentre(
         if displacement <= tolerance:
             break
     return x
+
+
+def class_barycentres(job: Job) -> torch.Tensor:
+    """For every class the barycentre of its training images' penultimate features, on IPC points.
+
+    The first teacher sees the images as at validation; they are counted in `forward_images`. Starts are standard
+    normal, from a stream of their own for each class.
+
+    Returns:
+        float32 [classes * IPC, D], class-major, on the job's device.
+
+    Raises:
+        DataError: If there are no real images.
+        NumericError: If features are not finite.
+    """
+    rows = []
+    for c, members in enumerate(per_class(job)):
+        features, _ = real_features(job, members)
+        start = torch.randn(job.ipc, features.shape[1], generator=job.generator("barycentre", c), dtype=torch.float64)
+        rows.append(barycentre(features, start))
+    return torch.cat(rows).float().to(job.device)
+
+
+def barycentre_term(job: Job, weight: float) -> Callable[[Seen], torch.Tensor]:
+    """WMDD's feature term: the distance of a batch's penultimate features from the points of their slots.
+
+    It is the Frobenius norm over the whole batch, neither squared nor averaged; zero, with gradient zero, where they
+    agree.
+    """
+    points = class_barycentres(job)
+
+    def term(seen: Seen) -> torch.Tensor:
+        apart = seen.features - points[seen.slots].to(seen.features.dtype)
+        return weight * torch.linalg.vector_norm(apart.float() if apart.dtype != torch.float64 else apart)
+
+    return term

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -114,6 +114,71 @@ def build_optimizer(recipe: TeacherRecipe, model: nn.Module) -> torch.optim.Opti
     return torch.optim.SGD(model.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
 
 
+#: Called with the epoch, the number of the batch in it, logits [B, C] before the update, and labels [B].
+Watch = Callable[[int, int, torch.Tensor, torch.Tensor], None]
+#: Where `step` drops, of all epochs, and the factor: torchvision's reference on ImageNet, at 30 and 60 of 90 epochs.
+MILESTONES, GAMMA = (1 / 3, 2 / 3), 0.1
+
+
+def train_epochs(
+    model: nn.Module,
+    recipe: TeacherRecipe,
+    dataset: Dataset,
+    train: RealImages,
+    device: torch.device,
+    *,
+    seed: int,
+    precision: str = "fp32",
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    watch: Watch | None = None,
+) -> Iterator[int]:
+    """Train a network in place, epoch by epoch: linear warm-up and decay of the rate by step, L2 penalty on all.
+
+    Args:
+        model: The network, on the device.
+        recipe: How; with `stop`, the training of the full length is left after that many epochs.
+        dataset: Facts.
+        train: The training split; epoch e visits it in the order `permutation(len(train), seed, e)`.
+        device: Where to train.
+        seed: Of orders and views.
+        precision: `fp32` or `bf16`.
+        progress: Called with (steps done, all steps).
+        watch: Sees what the network thinks of every batch.
+
+    Yields:
+        Epochs done, from 1; the caller may look at the network.
+
+    Raises:
+        UserError: If the recipe has no epoch.
+        NumericError: If the loss of an epoch is not finite.
+    """
+    per_epoch, epochs = -(-len(train) // recipe.batch), trained_epochs(recipe)
+    optimizer = build_optimizer(recipe, model)
+    for epoch in range(epochs):
+        draws, watched = generator(seed, "teacher views", epoch), torch.zeros((), device=device)
+        for number, (images, labels) in enumerate(train.batches(recipe.batch, seed=seed, epoch=epoch)):
+            step = epoch * per_epoch + number
+            x = augment(images.to(device, non_blocking=True).float() / 255, recipe, dataset.size, draws)
+            x = models.normalise(x, dataset.mean, dataset.std)
+            optimizer.param_groups[0]["lr"] = recipe.lr * factor(
+                recipe.schedule, step / per_epoch, recipe.epochs, recipe.warmup, MILESTONES, GAMMA
+            )
+            with autocast(precision, device):
+                logits = model(x)
+            target = labels.to(device, non_blocking=True)
+            if watch is not None:
+                watch(epoch, number, logits.detach(), target)
+            loss = F.cross_entropy(logits.float(), target, label_smoothing=recipe.label_smoothing)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            watched += loss.detach()
+            progress(step + 1, epochs * per_epoch)
+        if not bool(watched.isfinite()):
+            raise NumericError(f"teacher diverged at step {(epoch + 1) * per_epoch}")
+        yield epoch + 1
+
+
 def train_teacher(
     spec: TeacherSpec,
     dataset: Dataset,
@@ -122,10 +187,9 @@ def train_teacher(
     device: torch.device,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[dict[str, torch.Tensor], Numbers]:
-    """Train a network from scratch: linear warm-up and decay of the rate by step, L2 penalty on all parameters.
+    """Train a network from scratch (`train_epochs`), and measure it now and then.
 
-    With `stop` the training of the full length is left after that many epochs: the weights are the snapshot that the
-    whole training passes through.
+    With `stop` the weights are the snapshot that the whole training passes through.
 
     Args:
         spec: Architecture, recipe, seed and precision.
@@ -140,45 +204,25 @@ def train_teacher(
 
     Raises:
         UserError: If the spec has no recipe, or one without an epoch.
-        NumericError: If the loss is not finite at an evaluation.
+        NumericError: If the loss of an epoch is not finite.
     """
     recipe = spec.recipe
     if recipe is None:
         raise UserError(f"teacher {spec.arch} has no recipe", hint="`teacher.weights: scratch` brings one")
     validation = Validation(val, dataset, device)
-    per_epoch = -(-len(train) // recipe.batch)
     epochs = trained_epochs(recipe)
-    total = epochs * per_epoch
     points = {round(epochs * k / EVALUATIONS) for k in range(1, EVALUATIONS + 1)} - {0}
     curve: list[list[float]] = []
     with seeded(spec.seed, "teacher", device):
         model = models.build(spec.arch, dataset.classes, dataset.size).to(device).train()
-        optimizer = build_optimizer(recipe, model)
-        step, watched = 0, torch.zeros((), device=device)
-        for epoch in range(epochs):
-            draws = generator(spec.seed, "teacher views", epoch)
-            for images, labels in train.batches(recipe.batch, seed=spec.seed, epoch=epoch):
-                x = augment(images.to(device, non_blocking=True).float() / 255, recipe, dataset.size, draws)
-                x = models.normalise(x, dataset.mean, dataset.std)
-                optimizer.param_groups[0]["lr"] = recipe.lr * factor(
-                    recipe.schedule, step / per_epoch, recipe.epochs, recipe.warmup
-                )
-                with autocast(spec.precision, device):
-                    logits = model(x)
-                target = labels.to(device, non_blocking=True)
-                loss = F.cross_entropy(logits.float(), target, label_smoothing=recipe.label_smoothing)
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                optimizer.step()
-                watched += loss.detach()
-                step += 1
-                progress(step, total)
-            if epoch + 1 in points:
-                if not bool(watched.isfinite()):
-                    raise NumericError(f"teacher diverged at step {step}")
+        for done in train_epochs(
+            model, recipe, dataset, train, device, seed=spec.seed, precision=spec.precision, progress=progress
+        ):
+            if done in points:
                 score = validation.score(model, spec.precision, "teacher")
-                curve.append([epoch + 1, score.accuracy])
-    return dict(model.state_dict()), summary(curve, score, epochs, step, dataset.classes)
+                curve.append([done, score.accuracy])
+    steps = epochs * -(-len(train) // recipe.batch)
+    return dict(model.state_dict()), summary(curve, score, epochs, steps, dataset.classes)
 
 
 def summary(curve: list[list[float]], last: Score, epochs: float, steps: int, classes: int) -> Numbers:

@@ -14,7 +14,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from suite.errors import DataError, NumericError, UserError
-from suite.learn import models
+from suite.data.loader import permutation
+from suite.learn import models, teachers
 from suite.learn.job import generator
 from suite.learn.schedules import factor
 from suite.learn.teachers import (
@@ -259,3 +260,34 @@ def test_absent_weights_are_named(tmp_path: Path) -> None:
         load_teacher(ARCH, DIGITS, path=tmp_path / "a.safetensors")
     with pytest.raises(UserError):
         load_teacher(ARCH, DIGITS)
+
+
+def test_step_schedule_is_torchvisions_reference_on_imagenet() -> None:
+    """A tenth of the rate after 30 and after 60 of 90 epochs; `stop` does not move the drops."""
+    rates: list[float] = []
+
+    class Spy(torch.optim.SGD):
+        def step(self, closure: Any = None) -> None:  # type: ignore[override]
+            rates.append(self.param_groups[0]["lr"])
+
+    recipe = TeacherRecipe(epochs=90, stop=61, batch=500, lr=1.0, schedule="step", pad=1, flip=False)
+    model, train = models.build("convnet1_w4", 10, 16), digits("train")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(teachers, "build_optimizer", lambda recipe, model: Spy(model.parameters(), lr=recipe.lr))
+        assert list(teachers.train_epochs(model, recipe, DIGITS, train, CPU, seed=0)) == list(range(1, 62))
+    per_epoch = len(rates) // 61
+    assert rates == pytest.approx([1.0] * 30 * per_epoch + [0.1] * 30 * per_epoch + [0.01] * per_epoch)
+
+
+def test_watching_sees_every_image_once_an_epoch_in_the_order_of_the_seed() -> None:
+    recipe = TeacherRecipe(epochs=2, batch=500, lr=0.05, pad=1, flip=False)
+    train, seen = digits("train"), []
+    watched = teachers.train_epochs(
+        models.build("convnet1_w4", 10, 16), recipe, DIGITS, train, CPU, seed=3, watch=lambda *four: seen.append(four)
+    )
+    assert list(watched) == [1, 2]
+    for epoch in range(2):
+        labels = torch.cat([target for e, _, _, target in seen if e == epoch])
+        assert torch.equal(labels, train.labels[permutation(len(train), 3, epoch)])
+    assert [n for _, n, _, _ in seen] == [0, 1, 2] * 2
+    assert all(not z.requires_grad and len(z) == len(t) for _, _, z, t in seen)

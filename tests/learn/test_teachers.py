@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
 
-from suite.errors import DataError, NumericError, UserError
 from suite.data.loader import permutation
+from suite.errors import DataError, NumericError, UserError
 from suite.learn import models, teachers
 from suite.learn.job import generator
 from suite.learn.schedules import factor
@@ -31,7 +31,7 @@ from suite.learn.validation import Score, Validation
 from suite.learn.views import crop_resize, rrc_boxes
 from suite.spec.recipes import TeacherRecipe, teacher_recipe
 from suite.spec.stages import TeacherSpec
-from tests.learn.training import CPU, DIGITS, Linear, digits, linear_teacher
+from tests.learn.training import CPU, DIGITS, Linear, MemoryImages, digits, linear_teacher
 
 ARCH = "convnet1_w4"
 SPEC = TeacherSpec("digits", "convnet3_w32", "scratch", teacher_recipe("digits"), 0, "torchvision", "fp32")
@@ -270,8 +270,8 @@ def test_step_schedule_is_torchvisions_reference_on_imagenet() -> None:
         def step(self, closure: Any = None) -> None:  # type: ignore[override]
             rates.append(self.param_groups[0]["lr"])
 
-    recipe = TeacherRecipe(epochs=90, stop=61, batch=500, lr=1.0, schedule="step", pad=1, flip=False)
-    model, train = models.build("convnet1_w4", 10, 16), digits("train")
+    recipe = TeacherRecipe(epochs=90, stop=61, batch=16, lr=1.0, schedule="step", pad=1, flip=False)
+    model, train = Linear(10, 16), MemoryImages(digits("train").images[:40], digits("train").labels[:40])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(teachers, "build_optimizer", lambda recipe, model: Spy(model.parameters(), lr=recipe.lr))
         assert list(teachers.train_epochs(model, recipe, DIGITS, train, CPU, seed=0)) == list(range(1, 62))

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
 
 from suite.data.distilled import DistilledSet
-from suite.errors import DataError
+from suite.errors import DataError, NumericError
 from suite.learn.job import Job
 from suite.learn.models import normalise
+from suite.learn.validation import autocast, centre
 from suite.learn.views import flip
 
 if TYPE_CHECKING:
     from suite.data.loader import RealImages
+
+#: Which images a ranking by difficulty puts first.
+Criterion = Literal["medium", "top", "min"]
+#: Images a forward pass of the ranking teacher; scores do not depend on it.
+SCORED = 500
 
 
 def real_images(job: Job) -> RealImages:
@@ -111,6 +117,82 @@ class RealStart:
             draws = torch.rand(len(slots), generator=job.generator("start flips", batch))
             x = flip(x, (draws < 0.5).to(job.device))
         return x if self.pixels else normalise(x, job.dataset.mean, job.dataset.std)
+
+
+def rank(scores: torch.Tensor, criterion: Criterion, wanted: int) -> torch.Tensor:
+    """Positions of scored images in the order of a criterion (DELT, section 3.2).
+
+    `top`: highest score first; `min`: lowest first; `medium`: in ascending order the one at m = ceil(n / 2), then
+    m + 1, m - 1, m + 2, m - 2 and so on. Where one side ends the other goes on; the reference fails there.
+
+    Args:
+        scores: float [n], e.g. probabilities of the true class.
+        criterion: One of the three.
+        wanted: How many.
+
+    Returns:
+        int64 [wanted]; equal scores stay in their order.
+
+    Raises:
+        DataError: If there are fewer than wanted.
+    """
+    n = len(scores)
+    if wanted > n:
+        raise DataError(f"{n} images are ranked, {wanted} are wanted")
+    ascending = scores.argsort(stable=True)
+    if criterion == "min":
+        return ascending[:wanted]
+    if criterion == "top":
+        return scores.argsort(descending=True, stable=True)[:wanted]
+    middle = -(-n // 2)
+    outward = sorted(range(n), key=lambda i: (abs(i - middle), i < middle))
+    return ascending[torch.tensor(outward[:wanted])]
+
+
+def true_class_scores(job: Job, members: torch.Tensor, c: int) -> torch.Tensor:
+    """Log-probabilities of class c that the first teacher gives to training images of it, float32 [n] on the CPU.
+
+    Raises:
+        NumericError: If one is NaN or Inf.
+    """
+    facts, teacher, found = job.dataset, job.teachers[0], []
+    for part in members.split(SCORED):
+        x = centre(real_images(job).take(part), facts.size).to(job.device)
+        with torch.no_grad(), autocast(job.precision, job.device):
+            logits = teacher(normalise(x, facts.mean, facts.std))
+        found.append(logits.float().log_softmax(1)[:, c])
+        job.counters.forward_images += len(part)
+    scores = torch.cat(found).cpu()
+    if not bool(scores.isfinite().all()):
+        raise NumericError(f"the teacher's probabilities are not finite on class {c}", where=teacher.arch)
+    return scores
+
+
+class RankedStart:
+    """Starts of real images that a teacher finds easy, hard or in between (DELT, section 3.2); rank 0 is slot 0.
+
+    All training images of a class are ranked by the probability of their class on the centre of the prepared square.
+    The reference enlarges 64-pixel images by an eighth first; here they are taken whole, as at validation.
+
+    Args:
+        job: With real images and a teacher; of several teachers the first ranks.
+        criterion: See `rank`.
+    """
+
+    def __init__(self, job: Job, criterion: Criterion) -> None:
+        self.job = job
+        chosen = []
+        for c, members in enumerate(per_class(job)):
+            if len(members) < job.ipc:
+                raise DataError(f"class {c} has {len(members)} images, {job.ipc} are wanted", where=job.dataset.name)
+            chosen.append(members[rank(true_class_scores(job, members, c), criterion, job.ipc)])
+        self.chosen = torch.cat(chosen)
+
+    def __call__(self, batch: int, slots: torch.Tensor) -> torch.Tensor:
+        """The start of some slots, normalised float32 [len(slots), 3, S, S] on the job's device."""
+        facts = self.job.dataset
+        images = centre(real_images(self.job).take(self.chosen[slots]), facts.size)
+        return normalise(images.to(self.job.device), facts.mean, facts.std)
 
 
 def to_distilled(job: Job, images: torch.Tensor) -> DistilledSet:

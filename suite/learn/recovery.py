@@ -12,6 +12,7 @@ import torch
 from suite.data.distilled import DistilledSet
 from suite.learn import synthesis
 from suite.learn.critics import bn_critic
+from suite.learn.early_late import Rounds
 from suite.learn.initial import noise
 from suite.learn.job import Job
 from suite.learn.synthesis import Composition, Critic, by_slot
@@ -94,6 +95,7 @@ def recover(
     select: Callable[[int, int], Sequence[tuple[int, float]]] | None = None,
     partition: Sequence[torch.Tensor] | None = None,
     critics: Sequence[Critic] | None = None,
+    rounds: Rounds | None = None,
     pixels: bool = False,
 ) -> DistilledSet:
     """Optimise batches from noise: cross-entropy plus BatchNorm statistics, on views that a batch shares.
@@ -106,13 +108,15 @@ def recover(
         select: As in `Composition`, among all of the job's teachers; by default the first one alone.
         partition: As in `Composition`; one image a class by default.
         critics: As in `Composition`; the teachers with their running BatchNorm statistics by default.
+        rounds: Which images of every batch take part when; by default all of them for `method.iterations`.
         pixels: Optimise in [0, 1] and normalise the views.
     """
+    iterations = method.iterations if rounds is None else rounds.iterations
     teachers = job.teachers if select else job.teachers[:1]
     return synthesis.distill(
         job,
         Composition(
-            iterations=method.iterations,
+            iterations=iterations,
             lr=method.lr,
             partition=by_slot(job.dataset.classes, job.ipc, method.batch) if partition is None else partition,
             start=start or partial(noise, job),
@@ -120,13 +124,14 @@ def recover(
                 job,
                 batch,
                 images,
-                method.iterations,
+                iterations,
                 crop=crop or method.crop,
                 flips=method.flip,
                 shift=method.roll,
             ),
             critics=critics or [bn_critic(teacher, method.bn_weight, method.first) for teacher in teachers],
             select=select or (lambda counter, batch: [(0, 1.0)]),
+            active=rounds.on(job.device) if rounds else (lambda t: None),
             pixels=pixels,
         ),
     )

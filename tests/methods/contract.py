@@ -21,7 +21,7 @@ from suite.spec.recipes import StudentRecipe
 from tests.learn.synthesis_parts import DigitImages, small_teacher, tiny_job
 
 #: Values that make any method short. A new method needs an entry only for fields of other names.
-SHORT: dict[str, Any] = {"iterations": 5, "explore": 2, "candidates": 12, "crops": 2}
+SHORT: dict[str, Any] = {"iterations": 5, "explore": 2, "candidates": 12, "crops": 2, "rounds": 5}
 IPC = 2
 
 

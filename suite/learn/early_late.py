@@ -1,0 +1,101 @@
+"""DELT's early-late training (arXiv:2411.19946, section 3.3): images of a class join the optimisation in rounds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+
+import torch
+
+from suite.data.distilled import DistilledSet
+from suite.learn.initial import to_distilled
+from suite.learn.job import Job
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """Which images of a batch are optimised when.
+
+    Attributes:
+        length: Iterations a round.
+        active: For every round the positions of its images within the batch, ascending.
+        images: Images of the batch.
+    """
+
+    length: int
+    active: tuple[tuple[int, ...], ...]
+    images: int
+
+    @property
+    def iterations(self) -> int:
+        """Of all rounds: T, less the leading rounds without an image."""
+        return self.length * len(self.active)
+
+    def on(self, device: torch.device) -> Callable[[int], torch.Tensor | None]:
+        """The active images int64 [b] at an iteration, None for all; for `Composition.active`."""
+        sets = [None if len(a) == self.images else torch.tensor(a, device=device) for a in self.active]
+        return lambda t: sets[t // self.length]
+
+
+def first_rounds(ipc: int, rounds: int) -> list[int]:
+    """The round in which the image of every rank joins, for `ipc` ranks.
+
+    The ranks are cut into groups of floor(IPC / rounds), the first IPC mod rounds of them one larger.
+    """
+    sizes = [ipc // rounds + (r < ipc % rounds) for r in range(rounds)]
+    ends = list(accumulate(sizes))
+    return [next(r for r, end in enumerate(ends) if rank < end) for rank in range(ipc)]
+
+
+def rounds_of(slots: torch.Tensor, ipc: int, iterations: int, rounds: int) -> Rounds:
+    """The rounds of one batch. Ranks count within a class, whatever batches it is spread over.
+
+    Leading rounds without an image of the batch are left out, so that it takes fewer iterations than T.
+
+    Args:
+        slots: int64 [B], positions in the class-major set.
+        ipc: Images a class.
+        iterations: T.
+        rounds: M, which divides T.
+    """
+    joins = first_rounds(ipc, rounds)
+    start = [joins[rank] for rank in (slots % ipc).tolist()]
+    active = [tuple(i for i, r in enumerate(start) if r <= now) for now in range(min(start), rounds)]
+    return Rounds(iterations // rounds, tuple(active), len(slots))
+
+
+def in_parts(
+    job: Job,
+    batches: Sequence[torch.Tensor],
+    rounds: Callable[[torch.Tensor], Rounds],
+    distill: Callable[[Job, list[torch.Tensor], Rounds], DistilledSet],
+) -> DistilledSet:
+    """Distill the batches that have equal rounds together, and put the parts into one set.
+
+    There is one part only where the batch is a multiple of IPC and divides the set. Parts draw from streams of their
+    own.
+
+    Args:
+        job: The synthesis.
+        batches: Positions of their images.
+        rounds: The rounds of a batch.
+        distill: Makes the images of some batches; what it says of others is not read.
+    """
+    parts: dict[Rounds, list[torch.Tensor]] = {}
+    for slots in batches:
+        parts.setdefault(rounds(slots), []).append(slots)
+    facts, done = job.dataset, 0
+    total = sum(r.iterations * len(some) for r, some in parts.items())
+    images = torch.empty(facts.classes * job.ipc, 3, facts.size, facts.size, dtype=torch.uint8)
+    for number, (same, some) in enumerate(parts.items()):
+        seed = job.generator("part", number).initial_seed() if number else job.seed
+        made = distill(replace(job, seed=seed, progress=_after(done, total, job.progress)), some, same)
+        where = torch.cat(some)
+        images[where] = made.images[where]
+        done += same.iterations * len(some)
+    return to_distilled(job, images)
+
+
+def _after(done: int, total: int, progress: Callable[[int, int], None]) -> Callable[[int, int], None]:
+    return lambda at, _: progress(done + at, total)

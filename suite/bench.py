@@ -10,7 +10,10 @@ import importlib
 from suite.errors import Parser, guarded
 
 #: Subcommands: modules of suite.benchmarks with `add_arguments(parser)` and `run(arguments) -> int`.
-BENCHMARKS = {"loader": "FFCV beside torchvision's ImageFolder and DataLoader"}
+BENCHMARKS = {
+    "loader": "FFCV beside torchvision's ImageFolder and DataLoader",
+    "economy": "what E2D and its parts save: updates, forward passes and seconds an image",
+}
 
 
 def main() -> int:

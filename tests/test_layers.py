@@ -27,7 +27,7 @@ ALLOWED: dict[str, set[str]] = {
     "grid": {"methods"},
     "cluster": {"grid", "store", "methods"},
     "leaderboard": {"store"},
-    "benchmarks": {"stages", "data", "learn", "methods", "store"},
+    "benchmarks": {"work", "stages", "grid", "data", "learn", "methods", "store"},
     "launch": {"cluster", "grid", "store", "methods"},
     "status": {"cluster", "grid", "store"},
     "report": {"leaderboard", "grid", "store"},

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from suite.methods import Method, check_ranges, method
+from suite.methods.edc import EDC
 from suite.spec.recipes import Labels, StudentRecipe
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from torch import Tensor
-
     from suite.data.distilled import DistilledSet
     from suite.learn.job import Job
     from suite.learn.synthesis import Composition
 
-_TEACHERS = ("resnet18", "mobilenet_v2", "efficientnet_b0", "shufflenet_v2_x0_5", "alexnet")
+#: Fields that go on to EDC as they are.
+_SHARED = ("iterations", "lr", "weight", "first", "ema", "batch", "crop", "flip", "reference_quirks")
 
 
 @method(name="e2d", paper="arXiv:2602.15277", version=1, needs=("real", "teacher", "statistics"), labels="stored")
@@ -70,10 +68,12 @@ class E2D(Method):
         ),
         ("digits", None): {"flip": False},
     }
-    paper_teachers: ClassVar[dict[str, tuple[str, ...]]] = {"imagenet1k": _TEACHERS, "imagenet21k": ("resnet18",)}
-    #: The first four of the reference's list for labels: not EfficientNet-B0.
+    paper_teachers: ClassVar[dict[str, tuple[str, ...]]] = {
+        "imagenet1k": EDC.paper_teachers["imagenet1k"],
+        "imagenet21k": ("resnet18",),
+    }
     paper_label_teachers: ClassVar[dict[str, tuple[str, ...]]] = {
-        "imagenet1k": ("resnet18", "mobilenet_v2", "shufflenet_v2_x0_5", "alexnet"),
+        "imagenet1k": EDC.paper_label_teachers["imagenet1k"],
         "imagenet21k": ("resnet18",),
     }
     #: 656 GB of logits at IPC 10: the paper labels ImageNet-21K while training.
@@ -107,34 +107,26 @@ class E2D(Method):
         return distill(job, self.compose(job))
 
     def compose(self, job: Job) -> Composition:
-        """The method as parts of the shared loop."""
+        """EDC's composition, or one of CDA's parts, with a box memory for every image."""
         from functools import partial
 
         from suite.learn import critics, initial, synthesis
-        from suite.learn.mosaics import Mosaics, MosaicStart
         from suite.learn.view_policies import MemoryViews
 
-        start: Callable[[int, Tensor], Tensor] = partial(initial.noise, job)
-        if self.start == "real":
-            start = initial.RealStart(job, flips=self.flip, pixels=self.branch == "cda")
-        elif self.start == "mosaic":
-            start = MosaicStart(job, Mosaics(job, 300, 5, 2, (0.08, 1.0)), flips=self.flip, replacement=True)
-        pixels = self.branch == "cda"
-        views = partial(MemoryViews, job, iterations=self.iterations, explore=self.explore, threshold=self.threshold)
-        judges = (
-            [critics.bn_critic(teacher, self.weight, self.first) for teacher in job.teachers]
-            if pixels
-            else critics.feature_critics(job, self.weight, self.first, self.ema, self.reference_quirks)
-        )
-        partition = synthesis.by_slot if pixels else synthesis.by_class
-        return synthesis.Composition(
-            iterations=self.iterations,
-            lr=self.lr,
-            partition=partition(job.dataset.classes, job.ipc, self.batch),
-            start=start,
-            views=partial(views, crop=self.crop, flips=self.flip, shift=self.roll),
-            critics=judges,
-            select=synthesis.cyclic(len(judges)),
-            pixels=pixels,
-            carry=self.reference_quirks,
-        )
+        if self.branch == "edc":
+            shared = {f.name: getattr(self, f.name) for f in fields(EDC) if f.name in _SHARED}
+            plan = EDC(start="mosaic" if self.start == "mosaic" else "real", **shared).compose(job)
+        else:
+            plan = synthesis.Composition(
+                iterations=self.iterations,
+                lr=self.lr,
+                partition=synthesis.by_slot(job.dataset.classes, job.ipc, self.batch),
+                start=initial.RealStart(job, flips=self.flip, pixels=True),
+                views=partial(MemoryViews, job),
+                critics=[critics.bn_critic(teacher, self.weight, self.first) for teacher in job.teachers],
+                select=synthesis.cyclic(len(job.teachers)),
+                pixels=True,
+            )
+        memory = partial(MemoryViews, job, iterations=self.iterations, explore=self.explore, threshold=self.threshold)
+        views = partial(memory, crop=self.crop, flips=self.flip, shift=self.roll)
+        return replace(plan, views=views, start=partial(initial.noise, job) if self.start == "noise" else plan.start)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -16,13 +16,16 @@ from suite.grid.expand import Part
 from suite.grid.schema import show
 from suite.grid.yaml_strict import Document, Location
 from suite.methods import get
-from suite.spec.recipes import Labels, StudentRecipe, TeacherRecipe
+from suite.spec.recipes import LabelRecipe, Labels, StudentRecipe, TeacherRecipe
 from suite.spec.stages import StatisticsSpec, Weights
 
 #: What stages that all methods share may depend on, so that no two cells get different ones by accident.
 SHARED_CONDITIONS = frozenset({"dataset", "teacher"})
 _STATISTICS = ("per_class", "crop", "flip", "patch", "batch", "seed")
-_SECTIONS = ("student", "teacher", "statistics")
+_SECTIONS = ("student", "label", "teacher", "statistics")
+_SHARED = ("teacher", "statistics")
+#: Whose teachers protocol `paper` uses, for synthesis and labels: the paper's, or those of the cell.
+Teachers = Literal["paper", "grid"]
 
 
 @dataclass(frozen=True)
@@ -35,9 +38,11 @@ class Rule:
         conditions: {axis: allowed values}.
         method: Hyper-parameters, still as the file has them; `typed` turns them into values of one method.
         student: Fields of `StudentRecipe`.
+        label: Fields of `LabelRecipe`.
         teacher: Fields of `TeacherRecipe`, `weights` and `seed`.
         statistics: Fields of `StatisticsSpec`.
         labels: Label policy, or None.
+        teachers: Whose teachers protocol `paper` uses, or None.
     """
 
     location: Location
@@ -45,9 +50,11 @@ class Rule:
     conditions: dict[str, frozenset[Any]]
     method: dict[str, Any] = field(default_factory=dict)
     student: dict[str, Any] = field(default_factory=dict)
+    label: dict[str, Any] = field(default_factory=dict)
     teacher: dict[str, Any] = field(default_factory=dict)
     statistics: dict[str, Any] = field(default_factory=dict)
     labels: Labels | None = None
+    teachers: Teachers | None = None
 
     @property
     def shared(self) -> bool:
@@ -66,7 +73,22 @@ def _at_least(low: float) -> tuple[Callable[[Any], bool], str]:
 _POSITIVE: tuple[Callable[[Any], bool], str] = (lambda v: v > 0, "more than 0 is allowed")
 _FRACTION: tuple[Callable[[Any], bool], str] = (lambda v: 0 <= v < 1, "0 up to, not including, 1 is allowed")
 _AREA: tuple[Callable[[Any], bool], str] = (lambda v: 0 < v[0] <= v[1] <= 1, "0 < smallest <= largest <= 1 is allowed")
+_SUM = 0.01
 _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "part": (lambda v: v == 0 or v >= 2, "0 for none, or at least 2 images are allowed"),
+    "label.weights": (
+        lambda v: len(v) > 0 and min(v) >= 0 and abs(sum(v) - 1) <= _SUM,
+        "one number a teacher, none below 0, with sum 1",
+    ),
+    "milestones": (
+        lambda v: all(0 < m <= 1 for m in v) and list(v) == sorted(set(v)),
+        "shares of the training, ascending, more than 0 and at most 1 are allowed",
+    ),
+    "magnitude": (lambda v: 0 <= v <= 10, "0 to 10 are allowed"),
+    "accumulate": _at_least(1),
+    "stop": _at_least(1),
+    "gamma": _POSITIVE,
+    "prune": _FRACTION,
     "epochs": _at_least(1),
     "steps": _at_least(1),
     "batch": _at_least(1),
@@ -100,10 +122,12 @@ def _adapter(annotation: Any) -> TypeAdapter[Any]:
 
 
 def section_types(section: str) -> dict[str, Any]:
-    """The names that `student.`, `teacher.` or `statistics.` may be followed by, and their types."""
+    """The names that `student.`, `label.`, `teacher.` or `statistics.` may be followed by, and their types."""
     if section == "student":
         # Exactly one of the two is set, so that neither can be null in a grid.
         return _types(StudentRecipe) | {"epochs": int, "steps": int}
+    if section == "label":
+        return _types(LabelRecipe)
     if section == "teacher":
         return _types(TeacherRecipe) | {"weights": Weights, "seed": int}
     hints = _types(StatisticsSpec)
@@ -138,11 +162,17 @@ def _type_name(annotation: Any) -> str:
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
     parts = [_type_name(part) for part in get_args(annotation) if part is not Ellipsis]
     if get_origin(annotation) is tuple:
+        if Ellipsis in get_args(annotation):
+            return f"a list of {parts[0].split()[-1]}s"
         same = len(set(parts)) == 1
         return f"a list of {len(parts)} {parts[0].split()[-1]}s" if same else f"a list of {', '.join(parts)}"
     if get_origin(annotation) in (Union, UnionType):
         return " or ".join(parts)
     return words.get(annotation, str(annotation))
+
+
+#: Keys without a section, and their types.
+_WHOLE: dict[str, Any] = {"labels": Labels, "teachers": Teachers}
 
 
 def parse_rules(parts: list[Part], methods: Iterable[str], document: Document) -> list[Rule]:
@@ -164,19 +194,19 @@ def _parse(part: Part, methods: list[str], document: Document) -> Rule:
     rule = Rule(part.location, part.required, conditions)
     concerned = [m for m in methods if m in conditions.get("method", (m,))]
     concerned += sorted(conditions.get("method", frozenset()) - set(concerned))
-    labels: Labels | None = None
+    whole: dict[str, Any] = {}
     for key, value in part.item.set.items():
         location = (*part.location, "set", key)
         where, where_key = document.where(location), document.where(location, key=True)
         section, dot, name = key.partition(".")
-        if key == "labels":
-            labels = typed(Labels, value, key, where)
+        if key in _WHOLE:
+            whole[key] = typed(_WHOLE[key], value, key, where)
         elif dot and section in _SECTIONS:
             allowed = section_types(section)
             if name not in allowed:
                 hint = did_you_mean(name, allowed)
                 raise UserError(f"{section} has no {name!r}", where=where_key, hint=hint)
-            if section != "student":
+            if section in _SHARED:
                 _check_shared(part, key, conditions, document)
             getattr(rule, section)[name] = _in_range(name, typed(allowed[name], value, key, where), key, where)
         else:
@@ -186,13 +216,11 @@ def _parse(part: Part, methods: list[str], document: Document) -> Rule:
     if "epochs" in rule.student and "steps" in rule.student:
         where = document.where((*part.location, "set", "student.steps"), key=True)
         raise UserError("student.epochs and student.steps are both set", where=where, hint="keep one of them")
-    return Rule(
-        part.location, part.required, conditions, rule.method, rule.student, rule.teacher, rule.statistics, labels
-    )
+    return replace(rule, **whole)
 
 
 def _in_range(name: str, value: Any, key: str, where: str) -> Any:
-    test, hint = _RANGES.get(name, (lambda v: True, ""))
+    test, hint = _RANGES.get(key) or _RANGES.get(name, (lambda v: True, ""))
     if value is not None and not test(value):
         shown = list(value) if isinstance(value, tuple) else value
         raise UserError(f"{key}: {shown} is out of range", where=where, hint=hint)
@@ -222,11 +250,11 @@ def _check_parameter(method: str, name: str, value: Any, where: str, where_key: 
     owner: Any = get(method, where)
     types = _types(owner)
     if name not in types:
-        near = did_you_mean(name, [*types, "labels"])
+        near = did_you_mean(name, [*types, *_WHOLE])
         if not near.startswith("did you mean") and not conditioned:
-            near = f"add method to when, or write {', '.join(f'{s}.NAME' for s in _SECTIONS)} or labels"
+            near = f"add method to when, or write {', '.join(f'{s}.NAME' for s in _SECTIONS)}, {' or '.join(_WHOLE)}"
         elif not near.startswith("did you mean"):
-            near = f"{near}; also student.NAME, teacher.NAME, statistics.NAME"
+            near = f"{near}; also {', '.join(f'{s}.NAME' for s in _SECTIONS)}"
         raise UserError(f"method {method!r} has no hyper-parameter {name!r}", where=where_key, hint=near)
     typed(types[name], value, name, where)
 
@@ -252,3 +280,8 @@ def student_values(rules: Iterable[Rule]) -> dict[str, Any]:
         elif "epochs" in rule.student:
             values["steps"] = None
     return values
+
+
+def label_values(rules: Iterable[Rule]) -> dict[str, Any]:
+    """The fields of `LabelRecipe` that rules set."""
+    return {name: value for rule in rules for name, value in rule.label.items()}

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from suite.errors import SuiteError, UserError
+from suite.errors import UserError
 from suite.grid.expand import MAX_CELLS, Cell, Matcher, Selection, check_count, expand, select
 from suite.grid.names import check_names
-from suite.grid.overrides import Rule, method_values, parse_rules, student_values
+from suite.grid.overrides import method_values, parse_rules
+from suite.grid.places import Places
 from suite.grid.schema import load_grid
 from suite.grid.stage_maker import StageMaker
-from suite.grid.student import Student
+from suite.grid.student import Student, StudentPlanner
 from suite.grid.yaml_strict import Document
 from suite.methods import Method, get
 from suite.spec.archs import TORCHVISION_GMACS
 from suite.spec.datasets import REGISTRY, Dataset, dataset
-from suite.spec.recipes import LabelRecipe, RelabelRecipe, StudentRecipe, matched_recipe, teacher_recipe
+from suite.spec.recipes import TeacherRecipe, teacher_recipe
 from suite.spec.stages import (
     KINDS,
     EvaluationSpec,
@@ -86,6 +87,8 @@ class _Planner:
         listed = [m for part in selection.products for m in part.item["method"]]
         self.rules = parse_rules(selection.overrides, listed + [p.item.method for p in selection.cells], document)
         self.matcher = Matcher([{a: tuple(v) for a, v in rule.conditions.items()} for rule in self.rules])
+        self.places = Places(selection, document)
+        self.students = StudentPlanner(self.places)
         self.maker = StageMaker()
         self.stages: dict[str, dict[str, Stage]] = {kind: {} for kind in KINDS}
         self.memo: dict[tuple[Any, ...], Any] = {}
@@ -93,6 +96,8 @@ class _Planner:
         self.effective: set[int] = set()
         self.trained: set[int] = set()
         self.loaded: set[int] = set()
+        #: Indices of overrides that decided whose teachers a cell uses.
+        self.chosen: set[int] = set()
 
     def plan(self, cells: list[Cell], excluded: list[tuple[Cell, str]]) -> Plan:
         """Plan all cells, then check that every override had an effect."""
@@ -112,14 +117,6 @@ class _Planner:
         """A stage; the first of two equal ones is kept."""
         stage = self.maker.make(kind, spec, inputs)
         return self.stages[kind].setdefault(stage.key, stage)
-
-    def where(self, rules: Iterable[Rule], section: str) -> str:
-        """The place of the last rule that sets something of a section, else of the first product or cell."""
-        for rule in reversed(list(rules)):
-            if getattr(rule, section):
-                return self.document.where(rule.location)
-        parts = self.selection.products or self.selection.cells
-        return self.document.where(parts[0].location)
 
     # Stages that all methods share.
 
@@ -148,16 +145,32 @@ class _Planner:
         if weights == "pretrained" and not can_load:
             raise UserError(
                 f"there are no pretrained weights of {arch} for {d.name}",
-                where=self.where(rules, "teacher"),
+                where=self.places.where(rules, "teacher"),
                 hint="teacher.weights: scratch or file; pretrained is for imagenet1k and torchvision or timm networks",
             )
         scratch = weights == "scratch"
+        if special and not scratch:
+            raise UserError(
+                f"label teachers with {special[0][0]} {special[0][1]} are trained, but teacher.weights is {weights}",
+                where=self.places.where(rules, "teacher"),
+                hint="remove teacher.weights, or the method whose labels need them",
+            )
         seed = values.pop("seed", 0) if scratch else 0
         (self.trained if scratch else self.loaded).update(i for i in used if set(self.rules[i].teacher) - {"weights"})
         self.effective.update(used)
-        recipe = replace(teacher_recipe(d.base), **values) if scratch else None
+        recipe = self.places.guard(lambda: self._recipe(d, values), rules, "teacher") if scratch else None
         spec = TeacherSpec(d.name, arch, weights, recipe, seed, self.selection.loader, self.selection.precision)
         return self.add("teacher", spec, {"prepare": self.prepare(d.name).key} if scratch else {})
+
+    @staticmethod
+    def _recipe(d: Dataset, values: dict[str, Any]) -> TeacherRecipe:
+        recipe = replace(teacher_recipe(d.base), **values)
+        if recipe.stop is not None and recipe.stop > recipe.epochs:
+            raise UserError(
+                f"a teacher on {d.name} stops after epoch {recipe.stop}, but trains for {recipe.epochs}",
+                hint="the method's label teachers stop early; give it an earlier epoch, or set teacher.epochs higher",
+            )
+        return recipe
 
     def statistics(self, name: str, arch: str) -> Stage:
         """Statistics of one teacher; like the teacher, the same for all methods."""
@@ -201,40 +214,36 @@ class _Planner:
             cls = get(cell.method)
             rules = [self.rules[i] for i in matches]
             values = method_values(cell.method, rules, self.document)
-            made = self.guard(lambda: cls.for_dataset(dataset(cell.dataset).base, cell.ipc, values), rules, "method")
+            made = self.places.guard(
+                lambda: cls.for_dataset(dataset(cell.dataset).base, cell.ipc, values), rules, "method"
+            )
             return made, {f.name: getattr(made, f.name) for f in fields(made)}
 
         return self.once(("method", cell.method, cell.dataset, cell.ipc, matches), make)
 
-    def guard(self, call: Callable[[], T], rules: list[Rule], section: str) -> T:
-        """Run a method's own code: what it refuses is an error of the grid, at the override that caused it."""
-        try:
-            return call()
-        except SuiteError as error:
-            raise UserError(error.what, where=error.where or self.where(rules, section), hint=error.hint) from error
-        except (ValueError, TypeError) as error:
-            hint = "correct the override" if any(getattr(r, section) for r in rules) else "exclude it"
-            raise UserError(str(error), where=self.where(rules, section), hint=hint) from error
-
-    def archs(self, cell: Cell, table: Any) -> tuple[str, ...]:
-        """The cell's teachers, or those of the paper under protocol `paper`."""
-        own = self.once(("archs", cell.teacher), lambda: tuple(cell.teacher.split("+")))
+    def archs(self, cell: Cell, matches: tuple[int, ...], table: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
+        """The cell's teachers; under protocol `paper` those of the paper, unless an override says `teachers: grid`."""
+        own: tuple[str, ...] = self.once(("archs", cell.teacher), lambda: tuple(cell.teacher.split("+")))
         if cell.protocol != "paper":
             return own
-        papers: tuple[str, ...] = table.get(dataset(cell.dataset).base, own)
-        return papers
+        said = [i for i in matches if self.rules[i].teachers]
+        self.chosen.update(said)
+        if said and self.rules[said[-1]].teachers == "grid":
+            return own
+        return table.get(dataset(cell.dataset).base, own)
 
     def synthesis(self, cell: Cell, matches: tuple[int, ...]) -> Stage:
-        """The distilled set of a cell."""
+        """The distilled set of a cell; seeds share it if nothing in it is drawn."""
         cls = get(cell.method)
-        archs = self.once(
-            ("synthesis archs", cell.method, cell.dataset, cell.teacher, cell.protocol),
-            lambda: self.archs(cell, cls.paper_teachers) if cls.needs & {"teacher", "statistics"} else (),
+        archs: tuple[str, ...] = self.once(
+            ("synthesis archs", cell.method, cell.dataset, cell.teacher, cell.protocol, matches),
+            lambda: self.archs(cell, matches, cls.paper_teachers) if cls.needs & {"teacher", "statistics"} else (),
         )
-        key = ("synthesis", cell.method, cell.dataset, cell.ipc, archs, cell.seed, matches)
-        return self.once(key, lambda: self._make_synthesis(cell, archs, matches))
+        seed = 0 if cls.deterministic else cell.seed
+        key = ("synthesis", cell.method, cell.dataset, cell.ipc, archs, seed, matches)
+        return self.once(key, lambda: self._make_synthesis(cell, archs, seed, matches))
 
-    def _make_synthesis(self, cell: Cell, archs: tuple[str, ...], matches: tuple[int, ...]) -> Stage:
+    def _make_synthesis(self, cell: Cell, archs: tuple[str, ...], seed: int, matches: tuple[int, ...]) -> Stage:
         cls = get(cell.method)
         params = self.method(cell, matches)[1]
         inputs: dict[str, str] = {}
@@ -252,7 +261,7 @@ class _Planner:
             dataset=cell.dataset,
             ipc=cell.ipc,
             teachers=archs,
-            seed=cell.seed,
+            seed=seed,
             loader=self.selection.loader,
             precision=self.selection.precision,
         )
@@ -263,76 +272,24 @@ class _Planner:
         if cell.ipc > d.train // d.classes:
             raise UserError(
                 f"IPC {cell.ipc} of {cell.method} needs more real images than {cell.dataset} has",
-                where=self.where((), ""),
+                where=self.places.where((), ""),
                 hint=f"{d.train // d.classes} training images a class on average",
             )
 
-    # How a cell's student learns.
+    # How a cell's student learns, and its row.
 
     def student(self, cell: Cell, matches: tuple[int, ...]) -> Student:
         """How the cell's student learns."""
-        key = ("student", cell.method, cell.dataset, cell.ipc, cell.student, cell.protocol, matches)
-        return self.once(key, lambda: self._make_student(cell, matches))
 
-    def _make_student(self, cell: Cell, matches: tuple[int, ...]) -> Student:
-        rules, cls, d = [self.rules[i] for i in matches], get(cell.method), dataset(cell.dataset)
-        method = self.method(cell, matches)[0]
-        labels = cls.label_policy(d.base, cell.protocol)
-        label, special = LabelRecipe(), {}
-        if cell.protocol == "paper":
-            recipe = self.guard(lambda: method.recipe(d.base, d.classes, cell.ipc, cell.student), rules, "method")
-            label = self.guard(lambda: method.label_recipe(d.base, d.classes, cell.ipc), rules, "method")
-            special = dict(method.label_teacher(d.base, cell.ipc))
-        else:
-            recipe = matched_recipe(d.base)
-        for rule in rules:
-            labels = rule.labels or labels
-        values = student_values(rules)
-        recipe = replace(recipe, **values)
-        where = self.where(rules, "student") if values else self.where(rules, "labels")
-        if labels == "hard":
-            if values.get("loss", "ce") != "ce":
-                raise UserError(
-                    f"student.loss {recipe.loss} needs soft labels, but {cell.method} has hard ones",
-                    where=where,
-                    hint="set labels: online, stored or vector, or add conditions to when",
-                )
-            recipe = replace(recipe, loss="ce")
-        elif recipe.loss == "ce" and labels != "vector":
-            raise UserError(
-                f"{labels} labels cannot be learnt with loss ce ({cell.method}, protocol {cell.protocol})",
-                where=where,
-                hint="set student.loss: kl or mse_gt, or labels: hard or vector",
+        def make() -> Student:
+            rules = [self.rules[i] for i in matches]
+            table = get(cell.method).paper_label_teachers
+            return self.students.plan(
+                cell, self.method(cell, matches)[0], lambda: self.archs(cell, matches, table), rules
             )
-        relabel = self._relabel_recipe(recipe, label, cell.ipc * d.classes, where) if labels == "stored" else None
-        if labels == "vector":
-            relabel = RelabelRecipe(epochs=1, batch=100, crop=(1.0, 1.0), flip=False, cutmix=False, label=label)
-        if cell.protocol == "matched":
-            self._check_matched(rules)
-        return Student(labels, label, recipe, relabel, tuple(sorted(special.items())))
 
-    def _check_matched(self, rules: list[Rule]) -> None:
-        """Protocol `matched` trains the students of all methods alike, so no rule may except one of them."""
-        for rule in rules:
-            if rule.student and "method" in rule.conditions:
-                raise UserError(
-                    f"student.{next(iter(rule.student))} depends on method, but protocol matched is one recipe for all",
-                    where=self.document.where(rule.location),
-                    hint="add protocol: paper to when, or take method out of it",
-                )
-
-    def _relabel_recipe(self, recipe: StudentRecipe, label: LabelRecipe, images: int, where: str) -> RelabelRecipe:
-        """Views and logits for as many epochs as the student trains."""
-        if recipe.pad or recipe.patch_shuffle > 1:
-            part = "pad" if recipe.pad else "patch_shuffle"
-            raise UserError(
-                f"stored labels replay crops, flips and CutMix, but the recipe has {part}",
-                where=where,
-                hint=f"set student.{part}: {0 if recipe.pad else 1}, or labels: online",
-            )
-        batch = min(recipe.batch, images)
-        epochs = recipe.epochs if recipe.epochs is not None else -(-(recipe.steps or 0) // -(-images // batch))
-        return RelabelRecipe(epochs, batch, recipe.crop, recipe.flip, recipe.cutmix, label)
+        key = ("student", cell.method, cell.dataset, cell.ipc, cell.teacher, cell.student, cell.protocol, matches)
+        return self.once(key, make)
 
     def evaluation(self, cell: Cell) -> Stage:
         """The evaluation of a cell, and everything that it needs."""
@@ -340,15 +297,10 @@ class _Planner:
         student = self.student(cell, matches)
         synthesis = self.synthesis(cell, matches)
         inputs = {"prepare": self.prepare(cell.dataset).key, "synthesis": synthesis.key}
-        if student.labels != "hard":
-            archs = self.once(
-                ("label archs", cell.method, cell.dataset, cell.teacher, cell.protocol),
-                lambda: self.archs(cell, get(cell.method).paper_label_teachers),
-            )
-            if student.relabel is None:
-                inputs |= self.teacher_inputs(cell.dataset, archs, student.special)
-            else:
-                inputs["relabel"] = self.relabel(cell, synthesis, archs, student).key
+        if student.relabel is not None:
+            inputs["relabel"] = self.relabel(cell, synthesis, student).key
+        elif student.archs:
+            inputs |= self.teacher_inputs(cell.dataset, student.archs, student.special)
         return self.add(
             "evaluation",
             EvaluationSpec(
@@ -368,9 +320,9 @@ class _Planner:
             inputs,
         )
 
-    def relabel(self, cell: Cell, synthesis: Stage, archs: tuple[str, ...], student: Student) -> Stage:
-        """The stored labels of a cell; students with the same recipe share them."""
-        recipe, labels = student.relabel, student.labels
+    def relabel(self, cell: Cell, synthesis: Stage, student: Student) -> Stage:
+        """The labels on disk of a cell; students with the same recipe share them."""
+        recipe, labels, archs = student.relabel, student.labels, student.archs
         assert recipe is not None and labels in ("stored", "vector")
 
         def make() -> Stage:
@@ -395,6 +347,12 @@ class _Planner:
             shared = i in self.effective or (rule.shared and any(rule.meets_shared(*pair) for pair in named))
             if rule.required and i not in met and not shared:
                 raise UserError("override matches no cell", where=where, hint="remove it, or correct its conditions")
+            if rule.required and rule.teachers and i in met - self.chosen:
+                raise UserError(
+                    f"teachers: {rule.teachers} has no effect: no cell that it matches has teachers of its paper",
+                    where=where,
+                    hint="only protocol paper has; remove it, or correct its conditions",
+                )
             if rule.required and i in self.loaded - self.trained:
                 name = next(name for name in rule.teacher if name != "weights")
                 raise UserError(

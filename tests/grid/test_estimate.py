@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 
 from suite.grid import Plan, estimate
-from suite.grid.estimate import MACS_PER_SECOND, label_bytes, parameters, student_images
+from suite.grid.estimate import MACS_PER_SECOND, parameters, student_images, teacher_epochs
 from suite.spec.archs import gmacs
-from suite.spec.recipes import RelabelRecipe, StudentRecipe
+from suite.spec.recipes import RelabelRecipe, StudentRecipe, TeacherRecipe
 from suite.spec.stages import Stage, SynthesisSpec
+from suite.spec.storage import kept_batches, stream_bytes
 from tests.grid.conftest import Planned
 from tests.grid.test_plan import grid
 
@@ -82,28 +83,50 @@ def test_several_teachers_take_turns_in_synthesis_and_all_label(planned: Planned
 def test_stored_labels_by_hand(planned: Planned) -> None:
     # Published: 5.67 GiB at IPC 10 and 28.33 GiB at IPC 50 for 300 epochs of 1,000 classes in fp16.
     recipe = RelabelRecipe(epochs=300, batch=1024)
-    assert label_bytes(recipe, 10_000, 1000) == 300 * (10_000 * 2017 + 10 * 16)
-    assert label_bytes(recipe, 10_000, 1000) / 2**30 == pytest.approx(5.67, rel=0.01)
-    assert label_bytes(recipe, 50_000, 1000) / 2**30 == pytest.approx(28.33, rel=0.01)
+    assert stream_bytes(recipe, 10_000, 1000) == 300 * (10_000 * 2017 + 10 * 16)
+    assert stream_bytes(recipe, 10_000, 1000) / 2**30 == pytest.approx(5.67, rel=0.01)
+    assert stream_bytes(recipe, 50_000, 1000) / 2**30 == pytest.approx(28.33, rel=0.01)
     plain = RelabelRecipe(epochs=2, batch=8, crop=(1.0, 1.0), flip=False, cutmix=False)
-    assert label_bytes(plain, 20, 10) == 2 * 20 * (4 + 2 * 10)
+    assert stream_bytes(plain, 20, 10) == 2 * 20 * (4 + 2 * 10)
     plan = planned(grid(method="sre2l", dataset="imagenet1k", ipc=10, protocol="paper", teacher="resnet18"))
     macs, size = of(plan, "relabel")
     assert macs == pytest.approx(300 * 10_000 * 1.81e9)
-    assert size == label_bytes(recipe, 10_000, 1000)
+    assert size == stream_bytes(recipe, 10_000, 1000)
     # With stored labels the student asks no teacher: 300 epochs of 10,000 images, and three validations.
     student = gmacs("convnet2", 224) * 1e9
     assert of(plan, "evaluation")[0] == pytest.approx((3 * 300 * 10_000 + 3 * 50_000) * student)
 
 
-@pytest.mark.parametrize("crop", [(0.08, 1.0), (1.0, 1.0)])
-@pytest.mark.parametrize("flip", [True, False])
-@pytest.mark.parametrize("cutmix", [True, False])
-def test_label_bytes_are_those_of_the_stream(crop: tuple[float, float], flip: bool, cutmix: bool) -> None:
-    from suite.learn.label_stream import payload_bytes
+def test_pruned_labels_by_hand(planned: Planned) -> None:
+    # 200 images in batches of 20 are 10 an epoch; 40x leaves 50 of 2,000 in 200 epochs; 1,000 images see the teacher.
+    plan = planned(
+        grid(method="sre2l", ipc=20, protocol="paper", teacher="convnet2_w8", student="convnet1_w8")
+        + "override:\n  - {set: {label.prune: 0.975, student.epochs: 200, student.batch: 20}}\n"
+    )
+    assert kept_batches(200, 10, 0.975) == 50
+    assert of(plan, "relabel") == (pytest.approx(50 * 20 * 92_160), 50 * (20 * (4 + 2 * 10 + 8 + 4) + 16))
+    # An incomplete batch is neither labelled nor seen: 190 images are 9 batches of 20.
+    short = planned(
+        grid(method="sre2l", ipc=19, protocol="paper", teacher="convnet2_w8", student="convnet1_w8")
+        + "override:\n  - {set: {label.prune: 0.5, student.epochs: 10, student.batch: 20}}\n"
+    )
+    student = gmacs("convnet1_w8", 16) * 1e9
+    assert of(short, "relabel")[0] == pytest.approx(45 * 20 * 92_160)
+    assert of(short, "evaluation")[0] == pytest.approx((3 * 10 * 180 + 3 * 355) * student)
 
-    recipe = RelabelRecipe(3, 8, crop, flip, cutmix)
-    assert label_bytes(recipe, 21, 10) == payload_bytes(recipe, 21, 10)
+
+def test_one_vector_an_image_by_hand(planned: Planned) -> None:
+    plan = planned(
+        grid(method="random", ipc=3, protocol="paper", teacher="convnet2_w8+convnet1_w8", student="convnet1_w8")
+        + "override:\n  - {set: {labels: vector}}\n"
+    )
+    both = 92_160 + gmacs("convnet1_w8", 16) * 1e9
+    assert of(plan, "relabel") == (pytest.approx(30 * both), 30 * 10 * 2)
+
+
+def test_an_early_stopped_teacher_costs_its_epochs() -> None:
+    assert teacher_epochs(TeacherRecipe(epochs=90)) == 90
+    assert teacher_epochs(TeacherRecipe(epochs=90, stop=11)) == 11
 
 
 @pytest.mark.parametrize(

@@ -321,16 +321,17 @@ class _Planner:
         )
 
     def relabel(self, cell: Cell, synthesis: Stage, student: Student) -> Stage:
-        """The labels on disk of a cell; students with the same recipe share them."""
+        """The labels on disk of a cell; students with the same recipe share them, and seeds if no views are drawn."""
         recipe, labels, archs = student.relabel, student.labels, student.archs
         assert recipe is not None and labels in ("stored", "vector")
+        seed = 0 if labels == "vector" else cell.seed
 
         def make() -> Stage:
-            spec = RelabelSpec(labels, cell.dataset, cell.ipc, archs, recipe, cell.seed, self.selection.precision)
+            spec = RelabelSpec(labels, cell.dataset, cell.ipc, archs, recipe, seed, self.selection.precision)
             teachers = self.teacher_inputs(cell.dataset, archs, student.special)
             return self.add("relabel", spec, {"synthesis": synthesis.key, **teachers})
 
-        return self.once(("relabel", labels, synthesis.key, archs, recipe, cell.seed, student.special), make)
+        return self.once(("relabel", labels, synthesis.key, archs, recipe, seed, student.special), make)
 
     # Overrides without effect.
 

@@ -136,12 +136,12 @@ class Mosaics:
             NumericError: If the teacher gives logits that are not finite.
         """
         facts, wanted = self.job.dataset, self.job.ipc * self.factor**2
-        crops, ce = self._score(c, kept=min(self.crops, -(-wanted // len(self.members[c]))))
+        crops, ce = self.scored(c, kept=min(self.crops, -(-wanted // len(self.members[c]))))
         picked = select_crops(ce, wanted)
         tiled = mosaic(crops[picked[:, 0], picked[:, 1]], self.factor, facts.size)
         return denormalise(tiled, facts.mean, facts.std).cpu()
 
-    def _score(self, c: int, kept: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def scored(self, c: int, kept: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Random crops of a class's candidates and the teacher's cross-entropies.
 
         Returns:

@@ -62,15 +62,6 @@ class Teacher(nn.Module):
         return logits
 
 
-def mean_logits(teachers: Sequence[Teacher], x: torch.Tensor, precision: str = "fp32") -> torch.Tensor:
-    """The plain mean of raw logits over teachers, float32 [B, C], without a graph (EDC and E2D, relabelling)."""
-    with torch.no_grad(), autocast(precision, x.device):
-        total = teachers[0](x).float()
-        for teacher in teachers[1:]:
-            total = total + teacher(x).float()
-    return total / len(teachers)
-
-
 def augment(x: torch.Tensor, recipe: TeacherRecipe, size: int, draws: torch.Generator) -> torch.Tensor:
     """Random padded crop (`pad`) or RandomResizedCrop, and flip, of a batch.
 
@@ -110,8 +101,10 @@ def trained_epochs(recipe: TeacherRecipe) -> int:
 def build_optimizer(recipe: TeacherRecipe, model: nn.Module) -> torch.optim.Optimizer:
     """SGD with momentum, or Adam (betas .9, .999), with the weight decay as an L2 penalty."""
     if recipe.optimizer == "adam":
-        return torch.optim.Adam(model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
-    return torch.optim.SGD(model.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
+        return torch.optim.Adam(model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)
+    return torch.optim.SGD(
+        model.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay, fused=True
+    )
 
 
 #: Called with the epoch, the number of the batch in it, logits [B, C] before the update, and labels [B].
@@ -214,7 +207,7 @@ def train_teacher(
     points = {round(epochs * k / EVALUATIONS) for k in range(1, EVALUATIONS + 1)} - {0}
     curve: list[list[float]] = []
     with seeded(spec.seed, "teacher", device):
-        model = models.build(spec.arch, dataset.classes, dataset.size).to(device).train()
+        model = models.channels_last(models.build(spec.arch, dataset.classes, dataset.size).to(device)).train()
         for done in train_epochs(
             model, recipe, dataset, train, device, seed=spec.seed, precision=spec.precision, progress=progress
         ):
@@ -267,14 +260,15 @@ def load_teacher(
     if path is None:
         model = models.build(arch, dataset.classes, dataset.size, pretrained=pretrained)
         _check_normalisation(arch, model, dataset)
-        return Teacher(arch, model.to(device), dataset.mean, dataset.std)
+        return Teacher(arch, models.channels_last(model.to(device)), dataset.mean, dataset.std)
     with torch.random.fork_rng(devices=[]):  # initial weights are drawn, then overwritten
         model = models.build(arch, dataset.classes, dataset.size)
     found = path if path.exists() else path.with_suffix(".pth")
     if not found.exists():
         raise DataError(f"no weights for {arch}", where=str(path), hint="a .safetensors or .pth file is expected there")
     load_weights(model, read_weights(found), str(found))
-    return Teacher(arch, model.to(device), dataset.mean, dataset.std, found.stat().st_size)
+    model = models.channels_last(model.to(device))
+    return Teacher(arch, model, dataset.mean, dataset.std, found.stat().st_size)
 
 
 def _check_normalisation(arch: str, model: nn.Module, dataset: Dataset) -> None:

@@ -182,6 +182,12 @@ def test_a_short_last_batch_has_as_many_parts_as_a_full_one() -> None:
     torch.testing.assert_close(label_logits([teacher], x, LabelRecipe(part=8), batch=16), halves)
 
 
+def test_labels_are_asked_for_without_a_graph() -> None:
+    teacher = linear_teacher()
+    assert not label_logits([teacher], views().requires_grad_(), LabelRecipe()).requires_grad
+    assert teacher.model.grad_enabled == [False] and teacher.model.modes == [False]
+
+
 def test_no_graph_and_float32_whatever_the_precision() -> None:
     for precision in ("fp32", "bf16"):
         found = label_logits([bn_teacher(), linear_teacher()], views().requires_grad_(), BSSL, precision=precision)

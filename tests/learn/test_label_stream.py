@@ -126,6 +126,7 @@ def test_more_epochs_than_stored_start_over(tmp_path: Path) -> None:
         ({"cutmix": False}, "cutmix"),
         ({"pad": 2}, "pad"),
         ({"patch_shuffle": 2}, "patch_shuffle"),
+        ({"augment": "dsa"}, "augment none where dsa is needed"),
     ],
 )
 def test_a_stream_of_another_training_is_refused(tmp_path: Path, change: dict[str, Any], named: str) -> None:

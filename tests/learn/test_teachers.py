@@ -23,7 +23,6 @@ from suite.learn.teachers import (
     augment,
     build_optimizer,
     load_teacher,
-    mean_logits,
     train_teacher,
     trained_epochs,
 )
@@ -182,18 +181,6 @@ def test_a_teacher_is_frozen_and_stays_in_eval_mode() -> None:
     teacher(x).sum().backward()
     assert x.grad is not None, "gradients flow to images"
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
-
-
-def test_labels_are_asked_for_without_a_graph() -> None:
-    teacher = linear_teacher()
-    logits = mean_logits([teacher], torch.randn(2, 3, 16, 16, requires_grad=True))
-    assert not logits.requires_grad
-    assert teacher.model.grad_enabled == [False] and teacher.model.modes == [False]
-
-
-def test_bf16_logits_come_back_in_float32() -> None:
-    logits = mean_logits([linear_teacher()], torch.randn(2, 3, 16, 16), "bf16")
-    assert logits.dtype == torch.float32
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ from suite.learn.validation import Score, Validation
 from suite.learn.views import crop_resize, rrc_boxes
 from suite.spec.recipes import TeacherRecipe, teacher_recipe
 from suite.spec.stages import TeacherSpec
-from tests.learn.training import CPU, DIGITS, Linear, MemoryImages, digits, linear_teacher
+from tests.learn.training import CPU, DIGITS, Linear, MemoryImages, digits
 
 ARCH = "convnet1_w4"
 SPEC = TeacherSpec("digits", "convnet3_w32", "scratch", teacher_recipe("digits"), 0, "torchvision", "fp32")

@@ -1,4 +1,4 @@
-"""DELT's early-late training (arXiv:2411.19946, section 3.3): images of a class join the optimisation in rounds."""
+"""DELT's early-late training (arXiv:2411.19946, section 3): images of a class join the optimisation in rounds."""
 
 from __future__ import annotations
 

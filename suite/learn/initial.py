@@ -120,7 +120,7 @@ class RealStart:
 
 
 def rank(scores: torch.Tensor, criterion: Criterion, wanted: int) -> torch.Tensor:
-    """Positions of scored images in the order of a criterion (DELT, section 3.2).
+    """Positions of scored images in the order of a criterion (DELT, section 3).
 
     `top`: highest score first; `min`: lowest first; `medium`: in ascending order the one at m = ceil(n / 2), then
     m + 1, m - 1, m + 2, m - 2 and so on. Where one side ends the other goes on; the reference fails there.
@@ -169,7 +169,7 @@ def true_class_scores(job: Job, members: torch.Tensor, c: int) -> torch.Tensor:
 
 
 class RankedStart:
-    """Starts of real images that a teacher finds easy, hard or in between (DELT, section 3.2); rank 0 is slot 0.
+    """Starts of real images that a teacher finds easy, hard or in between (DELT, section 3); rank 0 is slot 0.
 
     All training images of a class are ranked by the probability of their class on the centre of the prepared square.
     The reference enlarges 64-pixel images by an eighth first; here they are taken whole, as at validation.

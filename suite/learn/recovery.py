@@ -66,7 +66,7 @@ class Recovery(Protocol):
 
 
 def smallest_area(t: int, iterations: int, crop: Area, milestone: float, shape: Shape) -> float:
-    """CDA's lower bound of the crop area at iteration t (arXiv:2311.18838, section 3.2).
+    """CDA's lower bound of the crop area at iteration t (arXiv:2311.18838, section 3).
 
     It falls from the upper bound of `crop` to its lower one over the first `milestone * iterations` iterations: at once
     at their end (`step`), or along a line or half a cosine. It stays there.

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @method(name="cda", paper="arXiv:2311.18838", version=1, needs=("teacher",), labels="stored")
 @dataclass(frozen=True)
 class CDA(Method):
-    """Yin and Shen, TMLR 2024, section 3.2: the lower bound of the crop area is a curriculum; the rest is SRe2L.
+    """Yin and Shen, TMLR 2024, section 3: the lower bound of the crop area is a curriculum; the rest is SRe2L.
 
     At iteration t crops cover between s_min(t) and 1 of the area. s_min falls from 1 to 0.08 over the first rho T
     iterations. The reference's parser has rho = 0, which is SRe2L; all published commands have rho = 1, as here.

@@ -1,0 +1,124 @@
+"""SRe2L++: SRe2L from real patches, with labels that a teacher gives in small batches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from suite.methods import Method, check_ranges, is_area, method
+from suite.spec.recipes import LabelRecipe, StudentRecipe
+
+if TYPE_CHECKING:
+    from suite.data.distilled import DistilledSet
+    from suite.learn.job import Job
+
+
+@method(name="sre2lpp", paper="arXiv:2501.07575", version=1, needs=("real", "teacher"), labels="stored")
+@dataclass(frozen=True)
+class SRe2LPlusPlus(Method):
+    """Cui, Li, Ma, Bi, Luo and Shen, 2025, section 3: the improved SRe2L that is CV-DD's baseline.
+
+    Real patches of medium difficulty start the recovery; crops and flips at every size; batch-specific soft labels. How
+    the reference made its patches is not in its repository. The paper says as RDED, of medium difficulty [unverified];
+    here: the most confident of `crops` random crops of every candidate image, and of these the ones around the median
+    of the teacher's probability [inferred]. Of several teachers the first scores and optimises.
+
+    Attributes:
+        candidates: Real images of a class that patches are cut from; all of them where a class has fewer [inferred].
+        crops: Random crops of each candidate [inferred].
+        patch: Area range of the patches [inferred].
+        iterations: Updates of every image (T).
+        lr: Initial learning rate of Adam on pixels; cosine to 0.
+        bn_weight: Weight of the BatchNorm term (r_bn).
+        first: Multiplier of the first BatchNorm layer's term.
+        batch: Classes a batch, one image each.
+        crop: Area range of the RandomResizedCrop that a whole batch shares.
+        flip: Whether a batch is flipped, all of it or none, with probability one half.
+        roll: Smallest and largest circular shift of a view, in pixels, one a batch and axis; (0, 0) for none.
+    """
+
+    candidates: int = 300
+    crops: int = 5
+    patch: tuple[float, float] = (0.08, 1.0)
+    iterations: int = 4000
+    lr: float = 0.25
+    bn_weight: float = 0.01
+    first: float = 10.0
+    batch: int = 100
+    crop: tuple[float, float] = (0.08, 1.0)
+    flip: bool = True
+    roll: tuple[int, int] = (0, 32)
+
+    # recover/scripts of the reference: one set of values, with a shorter shift up to 64 px.
+    paper_values: ClassVar[dict[tuple[str, int | None], dict[str, Any]]] = {
+        **{(base, None): {"roll": (0, 4)} for base in ("cifar10", "cifar100", "tinyimagenet")},
+        # ours: digits must be neither flipped nor cut to small patches
+        ("digits", None): {
+            "iterations": 400, "lr": 0.1, "patch": (0.5, 1.0), "crop": (0.5, 1.0), "flip": False, "roll": (0, 1),
+        },
+    }  # fmt: skip
+    paper_teachers: ClassVar[dict[str, tuple[str, ...]]] = {"imagenet1k": ("resnet18",)}
+    paper_label_teachers: ClassVar[dict[str, tuple[str, ...]]] = paper_teachers
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_ranges(self, patch=is_area(self.patch))
+
+    def recipe(self, base: str, classes: int, ipc: int, student: str) -> StudentRecipe:
+        """KL at T = 20 in batches of 16 that are forwarded in the halves for which labels were made.
+
+        Batches of 10 on ImageNette and on CIFAR-10 at IPC 1, where the scripts of the reference disagree: these are the
+        relabelling ones. Learning rate and tail by dataset, student and IPC: `_tail`. ImageNet subsets that the paper
+        does not use take ImageNet-1K's [inferred]. The reference reports the best of 30 evaluations.
+        """
+        lr, half = _tail(base, ipc, student)
+        return StudentRecipe(
+            batch=_batch(base, classes, ipc),
+            lr=lr,
+            schedule="cosine_half" if half else "cosine",
+            accumulate=2,
+            crop=(0.5, 1.0) if base == "digits" else (0.08, 1.0),
+            flip=base != "digits",
+        )
+
+    def label_recipe(self, base: str, classes: int, ipc: int) -> LabelRecipe:
+        """Batch-specific soft labels: BatchNorm statistics of half a batch. The reference leaves dropout on as well."""
+        return LabelRecipe(part=_batch(base, classes, ipc) // 2)
+
+    def image_iterations(self, ipc: int) -> float:
+        """`iterations`, whatever the IPC."""
+        return self.iterations
+
+    def synthesize(self, job: Job) -> DistilledSet:
+        """SRe2L's recovery from patches."""
+        from suite.learn.patches import PatchStart
+        from suite.learn.recovery import recover
+
+        return recover(job, self, start=PatchStart(job, self.candidates, self.crops, self.patch))
+
+
+def _batch(base: str, classes: int, ipc: int) -> int:
+    """Images a record batch, an even number."""
+    small = base == "imagenette" or (base == "cifar10" and ipc < 10)
+    return min(10 if small else 16, ipc * classes // 2 * 2)
+
+
+def _tail(base: str, ipc: int, student: str) -> tuple[float, bool]:
+    """Learning rate, and whether it ends at one half instead of 0 (eta = 2), from validate/scripts.
+
+    IPC between those of the paper take the next lower one's; students but ResNet-50 and -101 take ResNet-18's.
+    """
+    column = 2 if "resnet101" in student else 1 if "resnet50" in student else 0
+    row = 0 if ipc < 10 else 1 if ipc < 50 else 2
+    rates, halves = _TAILS.get(base, _TAILS["imagenet1k"])
+    return (5e-4 if rates[column][row] == "5" else 1e-3), halves[column][row] == "2"
+
+
+#: By dataset: learning rates (`1`: 1e-3, `5`: 5e-4) and eta of ResNet-18, -50 and -101, each at IPC 1, 10 and 50.
+_TAILS: dict[str, tuple[tuple[str, str, str], tuple[str, str, str]]] = {
+    "cifar10": (("111", "111", "555"), ("111", "111", "111")),
+    "cifar100": (("111", "111", "555"), ("121", "121", "111")),
+    "tinyimagenet": (("111", "111", "555"), ("212", "111", "222")),
+    "imagenette": (("555", "515", "551"), ("212", "211", "222")),
+    "imagenet1k": (("111", "111", "115"), ("221", "221", "222")),
+}

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from suite.errors import NumericError, UserError
-from suite.learn.initial import real_images
+from suite.errors import DataError, NumericError, UserError
+from suite.learn.initial import per_class, real_images
 from suite.learn.job import Job
 from suite.learn.models import normalise
 from suite.learn.teachers import Teacher
@@ -114,3 +114,30 @@ def real_features(
     ]
     job.counters.forward_images += len(indices)
     return torch.cat([f for f, _ in parts]), torch.cat([z for _, z in parts])
+
+
+def members_per_class(job: Job) -> list[torch.Tensor]:
+    """Indices int64 of the training images of every class, in stored order.
+
+    Raises:
+        DataError: If a class has fewer than `ipc` images.
+    """
+    members = per_class(job)
+    for c, indices in enumerate(members):
+        if len(indices) < job.ipc:
+            raise DataError(f"class {c} has {len(indices)} images, {job.ipc} are wanted", where=job.dataset.name)
+    return members
+
+
+def class_features(job: Job) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Class by class, the training images and what the job's first teacher makes of them; for selections.
+
+    Yields:
+        Indices int64 [n] in stored order, and float32 features [n, D].
+
+    Raises:
+        DataError: If a class has fewer than `ipc` images.
+    """
+    for c, members in enumerate(members_per_class(job)):
+        yield members, real_features(job, members)[0]
+        job.progress(c + 1, job.dataset.classes)

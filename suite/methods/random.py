@@ -9,6 +9,8 @@ from suite.methods import Method, get, method
 from suite.spec.recipes import StudentRecipe
 
 if TYPE_CHECKING:
+    import torch
+
     from suite.data.distilled import DistilledSet
     from suite.learn.job import Job
 
@@ -43,15 +45,20 @@ class Random(Method):
             )
         return StudentRecipe(epochs=300, batch=min(100, size), loss="ce", crop=(0.25, 1.0))
 
+    def choose(self, job: Job) -> list[torch.Tensor]:
+        """Indices int64 [ipc] of the training images that are kept, for every class; selections override this."""
+        from suite.learn.initial import pick_per_class
+
+        return pick_per_class(job, "random", job.ipc)
+
     def synthesize(self, job: Job) -> DistilledSet:
-        """Draw `ipc` images of every class; of larger stored images the centre is kept, as at validation."""
+        """Keep `ipc` images of every class; of larger stored images the centre is kept, as at validation."""
         import torch
 
-        from suite.learn.initial import pick_per_class, real_images, to_distilled
+        from suite.learn.initial import real_images, to_distilled
         from suite.learn.validation import centre
 
-        chosen = torch.cat(pick_per_class(job, "random", job.ipc))
-        return to_distilled(job, centre(real_images(job).take(chosen), job.dataset.size))
+        return to_distilled(job, centre(real_images(job).take(torch.cat(self.choose(job))), job.dataset.size))
 
 
 @method(name="random_soft", paper="baseline", version=1, needs=("real",), labels="online")

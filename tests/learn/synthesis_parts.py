@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
 
@@ -9,6 +10,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
+from suite.data.loader import permutation
 from suite.learn.job import Job
 from suite.learn.teachers import Teacher
 from suite.spec.datasets import Dataset, dataset
@@ -36,6 +38,13 @@ class DigitImages:
 
     def take(self, indices: torch.Tensor) -> torch.Tensor:
         return self.images[indices]
+
+    def batches(
+        self, batch: int, *, seed: int | None = None, epoch: int = 0, drop_last: bool = False
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        order = torch.arange(len(self)) if seed is None else permutation(len(self), seed, epoch)
+        for chosen in order.split(batch):
+            yield self.images[chosen], self.labels[chosen]
 
 
 class Net(nn.Module):

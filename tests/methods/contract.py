@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import cache
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from pydantic import TypeAdapter
@@ -17,11 +17,14 @@ from suite.methods import Method
 from suite.spec.archs import check_arch
 from suite.spec.datasets import REGISTRY
 from suite.spec.keys import canonical, plain
-from suite.spec.recipes import StudentRecipe
+from suite.spec.recipes import LabelRecipe, Labels, StudentRecipe, teacher_recipe
 from tests.learn.synthesis_parts import DigitImages, small_teacher, tiny_job
 
 #: Values that make any method short. A new method needs an entry only for fields of other names.
-SHORT: dict[str, Any] = {"iterations": 5, "explore": 2, "candidates": 12, "crops": 2, "rounds": 5}
+SHORT: dict[str, Any] = {
+    **{"iterations": 5, "explore": 2, "candidates": 12, "crops": 2, "rounds": 5},
+    **{"epochs": 1, "network": "convnet1_w4"},
+}
 IPC = 2
 
 
@@ -68,7 +71,7 @@ def check_images(cls: type[Method]) -> None:
     again_job = job_for(cls)
     again = method.synthesize(again_job)
     assert torch.equal(again.images, made.images) and again_job.counters == job.counters
-    assert not torch.equal(method.synthesize(job_for(cls, seed=1)).images, made.images)
+    assert torch.equal(method.synthesize(job_for(cls, seed=1)).images, made.images) == cls.deterministic
 
     planned = method.image_iterations(IPC) * 10 * IPC
     assert (planned > 0) == (job.counters.image_iterations > 0)
@@ -93,10 +96,18 @@ def check_facts(cls: type[Method]) -> None:
     assert re.fullmatch(r"[a-z][a-z0-9_]*", cls.name) and cls.version >= 1
     assert re.fullmatch(r"arXiv:\d{4}\.\d{4,5}|baseline", cls.paper), cls.paper
     names = [f.name for f in fields(cls)]  # type: ignore[arg-type]
-    documented = cls.__doc__ or ""
+    documented = "".join(c.__doc__ or "" for c in cls.__mro__ if issubclass(c, Method))
     assert all(f"{name}: " in documented for name in names), f"undocumented fields among {names}"
-    for (base, _), values in cls.paper_values.items():
+    if cls.paper != "baseline":
+        assert re.search(r"\b20\d\d\b", documented), "authors, venue and year of the paper"
+        told = documented + "".join(getattr(cls, name).__doc__ or "" for name in ("recipe", "synthesize"))
+        assert re.search(r"\b(sections?|equations?|algorithm|appendix|table|reference)\b", told, re.I), (
+            "which part of it?"
+        )
+    assert set(cls.paper_labels) <= set(REGISTRY)
+    for (base, ipc), values in cls.paper_values.items():
         assert base == "*" or base in REGISTRY
+        assert ipc is None or ipc >= 1
         assert set(values) <= set(names)
     for table in (cls.paper_teachers, cls.paper_label_teachers):
         assert set(table) <= set(REGISTRY) and all(check_arch(a) for archs in table.values() for a in archs)
@@ -116,5 +127,19 @@ def check_facts(cls: type[Method]) -> None:
                 assert not (base == "digits" and recipe.flip), "digits are not symmetric"
                 if cls.label_policy(base, "paper") == "stored":
                     assert recipe.pad == 0, "label streams store resized crops, not padded ones"
-            assert cls.label_policy(base, "paper") in ("hard", "online", "stored")
-            assert method.image_iterations(ipc) >= 0
+            check_labels(method, base, ipc)
+            assert isinstance(method.image_iterations(ipc), int | float) and method.image_iterations(ipc) >= 0
+
+
+def check_labels(method: Method, base: str, ipc: int) -> None:
+    """Policies that stages know; label recipes and teachers that fit."""
+    policy, classes = type(method).label_policy(base, "paper"), REGISTRY[base].classes
+    assert policy in get_args(Labels)
+    assert type(method).label_policy(base, "matched") == ("hard" if policy == "hard" else "online")
+    label = method.label_recipe(base, classes, ipc)
+    assert isinstance(label, LabelRecipe) and canonical(label)
+    assert 0 <= label.prune < 1 and label.temperature > 0 and label.part >= 0
+    assert label.prune == 0 or policy == "stored", "only streams are pruned"
+    assert label.temperature == 1 or policy == "vector", "students soften other labels themselves"
+    teacher = replace(teacher_recipe(base), **method.label_teacher(base, ipc))
+    assert 1 <= (teacher.epochs if teacher.stop is None else teacher.stop) <= teacher.epochs

@@ -13,6 +13,7 @@ from suite.spec.datasets import Dataset
 
 if TYPE_CHECKING:
     from suite.data.loader import RealImages
+    from suite.learn.handover import Checkpoint
     from suite.learn.statistics import ClassStatistics
     from suite.learn.teachers import Teacher
 
@@ -58,6 +59,9 @@ class Job:
         precision: `fp32` or `bf16` (autocast around teacher forwards; statistics stay fp32).
         progress: Called with (done, total) now and then.
         counters: Filled in by the method and the shared loop.
+        compile: Run teachers through `torch.compile`: other rounding, a first iteration of minutes.
+        stack: Most images of several image batches that are optimised side by side; a batch alone may hold more.
+        checkpoint: Where an interrupted synthesis goes on; None to start again.
     """
 
     dataset: Dataset
@@ -70,6 +74,9 @@ class Job:
     precision: str = "fp32"
     progress: Callable[[int, int], None] = lambda done, total: None
     counters: Counters = field(default_factory=Counters)
+    compile: bool = False
+    stack: int = 1
+    checkpoint: Checkpoint | None = None
 
     def generator(self, *names: object) -> torch.Generator:
         """A CPU generator for one purpose of this synthesis."""

@@ -6,15 +6,16 @@ operations on one long vector, not layer by layer: on a GPU the number of small 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch.nn import functional as F
 
 from suite.errors import UserError
 from suite.learn.statistics import ClassStatistics, LayerTargets
-from suite.learn.taps import LayerStats
+from suite.learn.taps import CONV, BatchStats, Place
 
 
 @lru_cache(maxsize=64)
@@ -41,36 +42,73 @@ def segment_norms(x: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
     return torch.linalg.vector_norm(padded.unflatten(-1, (len(lengths), -1)), dim=-1)
 
 
-def bn_terms(stats: Sequence[LayerStats], running: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
-    """The distance of each BatchNorm layer from its running statistics, [layers]: mean term plus variance term."""
-    if not stats:
-        raise UserError("there are no statistics to match", hint="choose a teacher with batch normalisation")
-    if len(stats) != len(running):
-        raise ValueError(f"{len(stats)} layers were tapped, {len(running)} have targets")
-    flat = torch.cat([v for s in stats for v in (s.mean, s.var)])
-    target = torch.cat([t for pair in running for t in pair])
-    lengths = [len(v) for s in stats for v in (s.mean, s.var)]
-    return segment_norms(flat - target, lengths).view(-1, 2).sum(dim=1)
+def bn_terms(stats: BatchStats, running: torch.Tensor) -> torch.Tensor:
+    """The distance of each layer from its targets, [layers]: mean term plus variance term, summed over groups.
+
+    Args:
+        stats: Of BatchNorm layers.
+        running: [2, M], their targets (`Taps.running`).
+    """
+    return segment_norms(stats.measured - running, stats.lengths).sum(dim=(0, 1))
 
 
-def bn_loss(
-    stats: Sequence[LayerStats], running: Sequence[tuple[torch.Tensor, torch.Tensor]], first: float = 10.0
-) -> torch.Tensor:
+def bn_loss(stats: BatchStats, running: torch.Tensor, first: float = 10.0) -> torch.Tensor:
     """SRe2L's BatchNorm term (Yin et al., NeurIPS 2023, equation 6).
 
     Args:
-        stats: Of the BatchNorm layers' inputs, in module order.
-        running: Running mean and variance of the same layers (`Taps.running`).
+        stats: Of the BatchNorm layers' inputs.
+        running: [2, M], running means and variances of the same layers (`Taps.running`).
         first: Multiplier of the first layer's term.
 
     Returns:
-        A scalar: the sum over layers of ||mean - running mean|| + ||var - running var||, var biased.
+        A scalar: the sum over layers of ||mean - running mean|| + ||var - running var||, var biased; of all
+        groups.
 
     Raises:
         UserError: If there are no layers.
     """
-    terms = bn_terms(stats, running)
+    return _weighted(bn_terms(stats, running), first)
+
+
+def _weighted(terms: torch.Tensor, first: float) -> torch.Tensor:
     return terms.sum() + (first - 1) * terms[0]
+
+
+def class_bn_loss(
+    stats: BatchStats, labels: torch.Tensor, moments: torch.Tensor, first: float = 10.0, groups: int = 1
+) -> torch.Tensor:
+    """BatchNorm statistics of each class's images against that class's moments (WMDD, section 3.3; LPLD, section 3.2).
+
+    The moments of a class in the batch are those of all its views together: the mean of the views' variances plus the
+    variance of their means. Views are compared through a matrix of who shares a class, so that classes may have any
+    numbers of views in any order.
+
+    Args:
+        stats: Of BatchNorm layers, every view a group of its own (`Taps(..., per_image=True)`).
+        labels: int64 [b].
+        moments: [K, 2, M], means and biased variances of every class.
+        first: Multiplier of the first layer's term.
+        groups: Independent image batches, equally large, in this one.
+
+    Returns:
+        A scalar: the mean over the classes of a batch of the sum over layers of both distances; summed over batches.
+    """
+    values = stats.measured.unflatten(0, (groups, -1))
+    own = labels.view(groups, -1)
+    alike = (own[:, :, None] == own[:, None, :]).to(values.dtype)
+    share = 1 / alike.sum(dim=2, keepdim=True)  # a view's part in its class
+    alike = alike * share
+    mean, var = values.unbind(2)
+    centre = alike @ mean
+    spread = alike @ (var + (mean - centre).square())
+    distance = torch.stack((centre, spread), dim=2) - moments[own]
+    terms = segment_norms(distance, stats.lengths).sum(dim=2)
+    weights = share / share.sum(dim=1, keepdim=True)
+    return _weighted((terms * weights).sum(dim=(0, 1)), first)
+
+
+#: Calls whose draws for dropped layers are made together.
+_DRAWS = 256
 
 
 class FeatureMatcher:
@@ -90,6 +128,9 @@ class FeatureMatcher:
         global_weight: Weight of the global distance.
         class_weight: Weight of the class-wise distance.
         first: Multiplier of the first layer in module order, usually the convolution that sees the image itself.
+        drop_rate: Probability with which a convolution is left out of a call (G-VBSM); its average then rests
+            (inferred).
+        draws: Maps the number of an image batch to the generator of its drops; needed with a drop rate.
         device: Where the stats will be.
         dtype: Precision of the targets and of the average.
 
@@ -107,6 +148,8 @@ class FeatureMatcher:
         global_weight: float = 0.5,
         class_weight: float = 0.5,
         first: float = 10.0,
+        drop_rate: float = 0.0,
+        draws: Callable[[int], torch.Generator] | None = None,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
@@ -115,65 +158,125 @@ class FeatureMatcher:
             raise UserError("there are no statistics to match", hint="choose a teacher with BatchNorm2d or Conv2d")
         if class_weight and any(layer.class_mean is None for layer in layers):
             raise UserError("these statistics have no class-wise targets", hint="run the `statistics` stage again")
-        self.ema, self.clean_init, self.first = ema, clean_init, first
-        self.global_weight = global_weight
-        self.names = [layer.name for layer in layers]
-        vectors = [_global(layer) for layer in layers]
-        self.lengths = [len(v) for vs in vectors for v in vs]
-        self._target = torch.cat([v for vs in vectors for v in vs]).to(device, dtype)
+        if not (global_weight or class_weight):
+            raise UserError("both weights of the matcher are zero", hint="leave the matcher out instead")
+        if drop_rate and draws is None:
+            raise ValueError("a drop rate needs draws")
+        self.ema, self.clean_init, self.drop_rate, self.draws = ema, clean_init, drop_rate, draws
+        self.device, self.dtype, self.global_weight = torch.device(device), dtype, global_weight
+        self.places = tuple(_place(layer) for layer in layers)
+        self._target = _rows([_global(layer) for layer in layers]).to(device, dtype)
         self._classes: torch.Tensor | None = None
         if class_weight:
-            tables = [t.to(dtype) for layer in layers for t in _class_wise(layer, swap_class_patch)]
-            self._classes = torch.cat(tables, dim=1).to(device)
-        # Each layer has two or four segments; its distance is their sum.
-        owner = [i for i, vs in enumerate(vectors) for _ in vs]
-        self._layer_of = F.one_hot(torch.tensor(owner), len(layers)).to(device, dtype)
-        weights = [w for w in (global_weight, class_weight) if w]
-        if not weights:
-            raise UserError("both weights of the matcher are zero", hint="leave the matcher out instead")
-        self._weights = torch.tensor(weights, device=device, dtype=dtype)
+            self._classes = _rows([_class_wise(layer, swap_class_patch) for layer in layers]).to(device, dtype)
+        shape = BatchStats(places=self.places)
+        owners = torch.tensor(shape.owners)
+        self.lengths, self._layers = shape.lengths, len(layers)
+        self._owners = owners.to(device)
+        self._entry_owners = owners.repeat_interleave(torch.tensor(self.lengths)).to(device)
+        multipliers = torch.ones(len(layers), dtype=dtype)
+        multipliers[0] = first
+        distances = torch.tensor([w for w in (global_weight, class_weight) if w], dtype=dtype)
+        self._plain = distances.to(device)[:, None, None, None]
+        self._weights = self._plain * multipliers.to(device)[self._owners]
+        self._droppable = torch.tensor([place.kind == CONV for place in self.places])
+        self._of_labels: tuple[torch.Tensor, int, torch.Tensor] | None = None
+        self.reset()
+
+    def reset(self, *batches: int) -> None:
+        """Forget the moving average; the next calls are about these image batches, side by side."""
         self._average: torch.Tensor | None = None
+        self._batches, self._calls = batches or (0,), 0
+        self._generators: list[torch.Generator] = []
 
-    def reset(self) -> None:
-        """Forget the moving average."""
-        self._average = None
+    def state(self) -> dict[str, Any]:
+        """What the next calls depend on."""
+        return {"average": self._average, "batches": self._batches, "calls": self._calls}
 
-    def per_layer(self, stats: Sequence[LayerStats], labels: torch.Tensor) -> torch.Tensor:
-        """Distances of the layers, [layers], before the first one's multiplier. Moves the average on by one call."""
-        q = self._through_average(self._flatten(stats))
-        targets = [self._target] if self.global_weight else []
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a `state`."""
+        self.reset(*state["batches"])
+        self._average, calls = state["average"], state["calls"]
+        if self._average is not None:
+            self._average = self._average.to(self.device)
+        if self.drop_rate:
+            for self._calls in range(0, calls, _DRAWS):
+                self._kept()
+        self._calls = calls
+
+    def _distances(self, stats: BatchStats, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Norms [distances, G, 2, segments], and which layers count [G, layers]. Moves the average on by one call."""
+        if stats.places != self.places:
+            raise UserError(
+                "the tapped layers are not those of the statistics",
+                hint="the same network, image size, kinds and patch size are needed",
+            )
+        kept = self._kept() if self.drop_rate else None
+        self._calls += 1
+        q = self._through_average(stats.measured, kept)
+        targets = [self._target.expand_as(q)] if self.global_weight else []
         if self._classes is not None:
-            targets.append(self._classes[labels].mean(dim=0))
-        norms = segment_norms(torch.stack(targets) - q, self.lengths)
-        return (self._weights @ norms) @ self._layer_of
+            targets.append(self._class_targets(labels, len(q)))
+        return segment_norms(torch.stack(targets) - q, self.lengths), kept
 
-    def __call__(self, stats: Sequence[LayerStats], labels: torch.Tensor) -> torch.Tensor:
-        """The matching term of one batch, a scalar.
+    def per_layer(self, stats: BatchStats, labels: torch.Tensor) -> torch.Tensor:
+        """Distances of the layers, [layers], before the first one's multiplier. Moves the average on by one call."""
+        norms, kept = self._distances(stats, labels)
+        weighted = norms * self._plain if kept is None else norms * self._plain * kept[:, None, self._owners]
+        empty = norms.new_zeros(self._layers)
+        return empty.index_add(0, self._owners, weighted.sum(dim=(0, 1, 2)))
+
+    def __call__(self, stats: BatchStats, labels: torch.Tensor) -> torch.Tensor:
+        """The matching term of one batch, a scalar; of several groups of images, the sum of theirs.
 
         Args:
             stats: What this teacher's `Taps` returned, with the kinds and the patch size of the statistics.
             labels: int64 [B], the classes of the batch's images.
         """
-        terms = self.per_layer(stats, labels)
-        return terms.sum() + (self.first - 1) * terms[0]
+        norms, kept = self._distances(stats, labels)
+        return (norms * (self._weights if kept is None else self._weights * kept[:, None, self._owners])).sum()
 
-    def _flatten(self, stats: Sequence[LayerStats]) -> torch.Tensor:
-        vectors = [v for s in stats for v in s.vectors()]
-        if [s.name for s in stats] != self.names or [len(v) for v in vectors] != self.lengths:
-            raise UserError(
-                "the tapped layers are not those of the statistics",
-                hint="the same network, image size, kinds and patch size are needed",
-            )
-        return torch.cat(vectors)
+    def _class_targets(self, labels: torch.Tensor, groups: int) -> torch.Tensor:
+        """The class-wise targets of a batch, [G, 2, M]; they stay as long as the labels are the same tensor."""
+        known = self._of_labels
+        if known is None or known[0] is not labels or known[1] != groups:
+            assert self._classes is not None
+            known = labels, groups, self._classes[labels.view(groups, -1)].mean(dim=1)
+            self._of_labels = known
+        return known[2]
 
-    def _through_average(self, s: torch.Tensor) -> torch.Tensor:
+    def _kept(self) -> torch.Tensor:
+        """Which layers count in this call, float [G, layers]."""
+        assert self.draws is not None
+        if self._calls % _DRAWS == 0:
+            self._generators = self._generators or [self.draws(batch) for batch in self._batches]
+            drawn = [torch.rand(_DRAWS, self._layers, generator=g) for g in self._generators]
+            dropped = (torch.stack(drawn, dim=1) < self.drop_rate) & self._droppable
+            self._masks = (~dropped).to(self.dtype).to(self.device)
+        return self._masks[self._calls % _DRAWS]
+
+    def _through_average(self, s: torch.Tensor, kept: torch.Tensor | None = None) -> torch.Tensor:
         """The average with the gradient of the current statistics."""
         now = s.detach()
         if self._average is None:
             self._average = now.clone() if self.clean_init else (1 - self.ema) * now
         else:
-            self._average = torch.lerp(now, self._average, self.ema)
+            moved = torch.lerp(now, self._average, self.ema)
+            if kept is not None:
+                moved = torch.where(kept[:, None, self._entry_owners] > 0, moved, self._average)
+            self._average = moved
         return self._average + (s - now)
+
+
+def _place(layer: LayerTargets) -> Place:
+    cells = 0 if layer.patch_mean is None else layer.patch_mean.shape[-1]
+    return Place(layer.name, layer.kind, layer.mean.shape[-1], cells)
+
+
+def _rows(layers: list[list[torch.Tensor]]) -> torch.Tensor:
+    """Means and variances of all layers, in the order of `BatchStats.values`: [..., 2, M]."""
+    means = torch.cat([t for vectors in layers for t in vectors[::2]], dim=-1)
+    return torch.stack((means, torch.cat([t for vectors in layers for t in vectors[1::2]], dim=-1)), dim=-2)
 
 
 def _global(layer: LayerTargets) -> list[torch.Tensor]:
@@ -181,7 +284,7 @@ def _global(layer: LayerTargets) -> list[torch.Tensor]:
 
 
 def _class_wise(layer: LayerTargets, swap: bool) -> list[torch.Tensor]:
-    """Tables [K, length] in the order of `LayerStats.vectors`."""
+    """Tables [K, length]: means and variances of channels, then of cells."""
     patch = [layer.class_patch_mean, layer.class_patch_var]
     tables = [layer.class_mean, layer.class_var, *(reversed(patch) if swap else patch)]
     return [t for t in tables if t is not None]

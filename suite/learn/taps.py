@@ -1,18 +1,26 @@
-"""Taps: the statistics of what enters a network's BatchNorm2d and Conv2d layers, taken during one forward pass."""
+"""Taps: the statistics of what enters a network's BatchNorm2d and Conv2d layers, taken during one forward pass.
+
+A tapped network is a frozen copy that shares its parameters' values: layers are exchanged for measuring ones, so there
+are no hooks, and `torch.compile` sees plain modules. `suite.learn.moments` says how the gradient finds its way back.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import copy
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from functools import cache
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 
 from suite.errors import UserError
+from suite.learn.moments import Raw, TapBatchNorm, TapInput, assemble, full_precision, patches
+
+__all__ = ["BN", "CONV", "BatchStats", "InputHooks", "LayerStats", "Taps", "full_precision", "patches",
+           "running_statistics", "tapped_layers"]  # fmt: skip
 
 BN, CONV = "bn", "conv"
 #: Layer types by kind.
@@ -46,65 +54,65 @@ class LayerStats:
         return [self.mean, self.var, *patches]
 
 
-def full_precision(x: torch.Tensor) -> torch.Tensor:
-    """Half precision as float32: sums over a batch need it."""
-    return x if x.dtype == torch.float64 else x.float()
+class Place(NamedTuple):
+    """Where one layer's statistics lie: name, kind, channels C, patch cells U*V (0 without patches)."""
+
+    name: str
+    kind: str
+    channels: int
+    cells: int
 
 
-def patches(x: torch.Tensor, patch: int) -> torch.Tensor:
-    """Cut feature maps into patches (G-VBSM, section 3.3; EDC and E2D do the same).
+@dataclass(frozen=True)
+class BatchStats:
+    """What a network's taps found in one batch: matchers work on one small tensor, in a few operations.
 
-    Maps whose sides are no multiples of `patch` are first enlarged to the next ones, bilinearly.
-
-    Args:
-        x: [B, C, H, W].
-        patch: Side P of a patch.
-
-    Returns:
-        [B, C, U, P, V, P] with U = ceil(H / P), V = ceil(W / P).
-    """
-    b, c, height, width = x.shape
-    u, v = -(-height // patch), -(-width // patch)
-    if (u * patch, v * patch) != (height, width):
-        x = F.interpolate(x, (u * patch, v * patch), mode="bilinear", align_corners=False)
-    return x.reshape(b, c, u, patch, v, patch)
-
-
-class _Moments(torch.autograd.Function):
-    """Mean and biased variance over `dims`, with a backward pass of one operation on the full map.
-
-    d mean / d x = 1 / n and d var / d x = 2 (x - mean) / n, so the gradient is linear in x with coefficients a channel.
-    Autograd's own formula makes several passes over the map, and costs more than the network's backward pass.
+    Attributes:
+        values: float [G, 2, M] for G groups of images, float32 at least: means, then biased variances. A row holds for
+            every layer, in module order, its channels and then its patch cells. None without tapped layers.
+        places: The layers.
+        features: [b, D], the input of the network's last `Linear`; None if it has none.
     """
 
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, dims: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
-        var, mean = torch.var_mean(x, dim=dims, correction=0, keepdim=True)
-        ctx.save_for_backward(x, mean)
-        return mean, var
+    values: torch.Tensor | None = None
+    places: tuple[Place, ...] = ()
+    features: torch.Tensor | None = None
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, by_mean: torch.Tensor, by_var: torch.Tensor) -> tuple[torch.Tensor, None]:
-        x, mean = ctx.saved_tensors
-        n = x.numel() // mean.numel()
-        slope = by_var * (2 / n)
-        return torch.addcmul(torch.addcmul(by_mean / n, slope, mean, value=-1), x, slope), None
+    @property
+    def measured(self) -> torch.Tensor:
+        """The values.
 
+        Raises:
+            UserError: If no layer was tapped.
+        """
+        if self.values is None:
+            raise UserError("there are no statistics to match", hint="choose a teacher with batch normalisation")
+        return self.values
 
-def moments(x: torch.Tensor, dims: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and biased variance over `dims`, flattened; differentiable once."""
-    mean, var = _Moments.apply(x, dims)
-    return mean.flatten(), var.flatten()
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Lengths of the segments of a row: for every layer its channels and, where measured, its cells."""
+        return tuple(n for place in self.places for n in (place.channels, place.cells) if n)
 
+    @property
+    def owners(self) -> tuple[int, ...]:
+        """Number of the layer that each segment belongs to."""
+        return tuple(i for i, place in enumerate(self.places) for n in (place.channels, place.cells) if n)
 
-def layer_stats(name: str, kind: str, x: torch.Tensor, patch: int | None) -> LayerStats:
-    """Statistics of one layer input, differentiable, in float32 (float64 stays float64)."""
-    x = full_precision(x)
-    mean, var = moments(x, (0, 2, 3))
-    if kind != CONV or patch is None:
-        return LayerStats(name, kind, mean, var)
-    return LayerStats(name, kind, mean, var, *moments(patches(x, patch), (0, 1, 3, 5)))
+    def split(self, groups: int) -> list[BatchStats]:
+        """Those of `groups` consecutive parts of the batch; they must have been measured apart."""
+        values = [None] * groups if self.values is None else self.values.chunk(groups)
+        features = [None] * groups if self.features is None else self.features.chunk(groups)
+        return [BatchStats(v, self.places, f) for v, f in zip(values, features, strict=True)]
+
+    def layers(self, group: int = 0) -> list[LayerStats]:
+        """The statistics of one group, layer by layer."""
+        pieces = iter(self.measured[group].split(self.lengths, dim=1))
+        found = []
+        for name, kind, _, cells in self.places:
+            vectors = [*next(pieces), *(next(pieces) if cells else ())]
+            found.append(LayerStats(name, kind, *vectors))
+        return found
 
 
 def tapped_layers(model: nn.Module, kinds: tuple[str, ...]) -> dict[str, tuple[str, nn.Module]]:
@@ -118,7 +126,7 @@ def tapped_layers(model: nn.Module, kinds: tuple[str, ...]) -> dict[str, tuple[s
         for kind in kinds:
             if isinstance(module, LAYERS[kind]):
                 found[name] = (kind, module)
-    if not found:
+    if kinds and not found:
         wanted = " or ".join(LAYERS[k].__name__ for k in kinds)
         raise UserError(
             f"{type(model).__name__} has no {wanted} layer whose statistics could be matched",
@@ -128,7 +136,7 @@ def tapped_layers(model: nn.Module, kinds: tuple[str, ...]) -> dict[str, tuple[s
 
 
 class InputHooks:
-    """Pre-hooks on a network's layers, registered once, that act only inside `collecting`.
+    """Pre-hooks on a network's layers, registered once, that act only inside `collecting`; for passes over real images.
 
     Parameters, buffers and the names of the state dict stay as they are. A layer that is called more than once counts
     with its last input, one that is not called is left out.
@@ -172,16 +180,147 @@ class InputHooks:
             handle.remove()
 
 
+class _Sink:
+    """What one forward pass has measured so far, by number of the layer."""
+
+    def __init__(self, patch: int) -> None:
+        self.patch = patch
+        self.groups = 1
+        self.clear()
+
+    def clear(self) -> None:
+        self.found: dict[int, Raw] = {}
+        self.features: torch.Tensor | None = None
+        self._inputs: dict[tuple[int, int, int], tuple[torch.Tensor, Raw]] = {}
+
+    def known(self, x: torch.Tensor, patch: int) -> Raw | None:
+        """What was measured of this very tensor: a block's first convolution and its shortcut share their input."""
+        if torch.compiler.is_compiling():
+            return None
+        entry = self._inputs.get((id(x), x._version, patch))
+        return None if entry is None else entry[1]
+
+    def add(self, index: int, x: torch.Tensor, patch: int, raw: Raw) -> None:
+        self.found[index] = raw
+        if not torch.compiler.is_compiling():
+            self._inputs[id(x), x._version, patch] = x, raw
+
+
+@cache
+def _measuring(kind: Hashable) -> type[nn.Module]:
+    """A subclass of a layer's class that measures its input first; parameters and names stay as they are."""
+
+    class Measuring(kind):  # type: ignore[misc, valid-type]
+        _sink: _Sink
+        _index: int
+        _scales: dict[torch.dtype, torch.Tensor]
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            sink, patch = self._sink, self._sink.patch if isinstance(self, nn.Conv2d) else 0
+            raw = sink.known(x, patch)
+            if raw is not None:
+                sink.found[self._index] = raw
+            elif kind is nn.BatchNorm2d and self.running_var is not None:
+                affine = (self.weight, self.bias, self.running_mean, self.running_var)
+                y, raw = TapBatchNorm.measure(x, sink.groups, self._scale_for(x), *affine, self.eps)
+                sink.add(self._index, x, patch, raw)
+                return y
+            else:
+                source = x
+                x, raw = TapInput.measure(x, sink.groups, patch)
+                sink.add(self._index, source, patch, raw)
+            out: torch.Tensor = super().forward(x)
+            return out
+
+        def _scale_for(self, x: torch.Tensor) -> torch.Tensor:
+            """The slope of a frozen batch normalisation, [C, 1, 1]."""
+            if x.dtype not in self._scales:
+                scale = torch.rsqrt(self.running_var + self.eps)
+                scale = scale if self.weight is None else scale * self.weight
+                self._scales[x.dtype] = scale.to(x.dtype)[:, None, None]
+            return self._scales[x.dtype]
+
+    Measuring.__name__ = f"Measuring{getattr(kind, '__name__', '')}"
+    return Measuring
+
+
+@cache
+def _remembering(kind: Hashable) -> type[nn.Module]:
+    """A subclass of the classifier's class that keeps its input."""
+
+    class Remembering(kind):  # type: ignore[misc, valid-type]
+        _sink: _Sink
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self._sink.features = x
+            out: torch.Tensor = super().forward(x)
+            return out
+
+    Remembering.__name__ = f"Remembering{getattr(kind, '__name__', '')}"
+    return Remembering
+
+
+class _Tapped(nn.Module):
+    """The frozen copy of a network: channels-last weights, already in autocast's precision where it would cast them."""
+
+    def __init__(self, model: nn.Module, names: dict[str, str], patch: int | None, dtype: torch.dtype | None) -> None:
+        super().__init__()
+        self.net, self.names, self.sink = _frozen(model, dtype), names, _Sink(patch or 0)
+        for i, name in enumerate(names):
+            layer: Any = self.net.get_submodule(name)
+            layer._sink, layer._index, layer._scales = self.sink, i, {}
+            layer.__class__ = _measuring(layer.__class__)
+        linear: Any = [m for m in self.net.modules() if isinstance(m, nn.Linear)]
+        if linear:
+            linear[-1]._sink = self.sink
+            linear[-1].__class__ = _remembering(linear[-1].__class__)
+
+    def forward(self, x: torch.Tensor, groups: int) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        sink = self.sink
+        sink.clear()
+        sink.groups = groups
+        try:
+            logits = self.net(x)
+            found = [sink.found[i] for i in range(len(self.names)) if i in sink.found]
+            self.places = tuple(
+                Place(name, kind, sink.found[i].mean.shape[1], sink.found[i].cells)
+                for i, (name, kind) in enumerate(self.names.items())
+                if i in sink.found
+            )
+            return logits, assemble(found, len(x)) if found else None, sink.features
+        finally:
+            sink.clear()
+
+
+def _frozen(model: nn.Module, dtype: torch.dtype | None) -> nn.Module:
+    """A copy in eval mode that shares all values but those whose layout or precision changes."""
+    memo: dict[int, Any] = {}
+    for module in model.modules():
+        cast = dtype if type(module) in (nn.Conv2d, nn.Linear) else None
+        for p in module._parameters.values():
+            if p is not None and id(p) not in memo:
+                value = p.detach() if cast is None else p.detach().to(cast)
+                if value.dim() == 4:
+                    value = value.contiguous(memory_format=torch.channels_last)
+                memo[id(p)] = nn.Parameter(value, requires_grad=False)
+        memo |= {id(b): b for b in module._buffers.values() if b is not None}
+    frozen = copy.deepcopy(model, memo)
+    return frozen.eval()
+
+
 class Taps:
     """A network that also returns the statistics of its layers' inputs.
 
-    `logits, stats = taps(x)`; `stats` is a list of `LayerStats` in module order, differentiable with respect to x. One
-    `torch.var_mean` a layer, in the forward pass, in float32 even under autocast; a second one for patches.
+    `logits, stats = taps(x)`. The statistics are differentiable with respect to x (once), and float32 even
+    under autocast; each layer's channels are measured by one operation in the forward pass. The network is frozen when
+    it first runs: change its weights, and make new taps.
 
     Args:
-        model: The network, usually frozen and in eval mode.
-        kinds: `("bn",)` or `("bn", "conv")`.
+        model: The network, usually frozen and in eval mode. It stays as it is.
+        kinds: `("bn",)` or `("bn", "conv")`; none to read logits and features only.
         patch: Side of the patches whose statistics convolutions add; None for none.
+        per_image: Every image is a group of its own.
+        compiled: Run through `torch.compile`, all of it in one graph; or the name of its back end.
 
     Attributes:
         names: Names of the tapped layers.
@@ -190,25 +329,42 @@ class Taps:
         UserError: If the network has no such layer.
     """
 
-    def __init__(self, model: nn.Module, kinds: tuple[str, ...] = (BN,), patch: int | None = None) -> None:
-        self.model = model
-        self._hooks = InputHooks(model, kinds, lambda name, kind, x: layer_stats(name, kind, x, patch))
-        self.names = list(self._hooks.layers)
+    def __init__(
+        self,
+        model: nn.Module,
+        kinds: tuple[str, ...] = (BN,),
+        patch: int | None = None,
+        *,
+        per_image: bool = False,
+        compiled: bool | str = False,
+    ) -> None:
+        self.model, self.patch, self.per_image, self.compiled = model, patch, per_image, compiled
+        self.layers = tapped_layers(model, kinds)
+        self.names = list(self.layers)
+        self._ready: dict[torch.dtype | None, tuple[_Tapped, Callable[..., Any]]] = {}
 
-    def __call__(self, x: torch.Tensor) -> tuple[torch.Tensor, list[LayerStats]]:
-        """Run the network on x [B, 3, H, W]."""
-        with self._hooks.collecting() as collected:
-            logits = self.model(x)
-        return logits, [s for s in collected if isinstance(s, LayerStats)]
+    def __call__(self, x: torch.Tensor, groups: int = 1) -> tuple[torch.Tensor, BatchStats]:
+        """Run the network on x [G * b, 3, H, W]; statistics are those of `groups` consecutive parts of the batch."""
+        kind = x.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        if dtype not in self._ready:
+            tapped = _Tapped(self.model, {n: k for n, (k, _) in self.layers.items()}, self.patch, dtype)
+            self._ready[dtype] = tapped, self._compile(tapped) if self.compiled else tapped
+        tapped, run = self._ready[dtype]
+        x = x.contiguous(memory_format=torch.channels_last)
+        logits, values, features = run(x, len(x) if self.per_image else groups)
+        return logits, BatchStats(values, tapped.places, None if features is None else features.flatten(1))
+
+    def _compile(self, tapped: nn.Module) -> Callable[..., Any]:
+        backend = self.compiled if isinstance(self.compiled, str) else "inductor"
+        compiled: Callable[..., Any] = torch.compile(tapped, backend=backend, fullgraph=True)
+        return compiled
 
     @property
-    def running(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Running mean and variance of the tapped BatchNorm layers, in module order (SRe2L's targets)."""
-        return [running_statistics(name, m) for name, (kind, m) in self._hooks.layers.items() if kind == BN]
-
-    def close(self) -> None:
-        """Remove the hooks from the network."""
-        self._hooks.close()
+    def running(self) -> torch.Tensor:
+        """Running means and variances of the tapped BatchNorm layers, [2, M] like `BatchStats.values` (SRe2L)."""
+        pairs = [running_statistics(name, m) for name, (kind, m) in self.layers.items() if kind == BN]
+        return torch.stack([torch.cat([pair[i] for pair in pairs]) for i in (0, 1)])
 
 
 def running_statistics(name: str, module: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:

@@ -97,6 +97,13 @@ class RandomViews:
         """Whether the batch ends before iteration t: a 0-d bool tensor that stays true, or None where it cannot."""
         return None
 
+    def state(self) -> dict[str, torch.Tensor]:
+        """What later iterations depend on besides their number; draws are made again from the seed."""
+        return {}
+
+    def restore(self, state: dict[str, torch.Tensor]) -> None:
+        """Go on from a `state`."""
+
 
 class MemoryViews(RandomViews):
     """E2D's views (arXiv:2602.15277): random boxes for each image, then those that the teacher found hard.
@@ -151,3 +158,12 @@ class MemoryViews(RandomViews):
     def finished(self, t: int) -> torch.Tensor | None:
         """The batch ends when exploration is over and nothing is remembered; memories never come back then."""
         return self.memory.empty() if t > self.memory.explore else None
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """The remembered boxes."""
+        return {name: value.clone() for name, value in vars(self.memory).items() if isinstance(value, torch.Tensor)}
+
+    def restore(self, state: dict[str, torch.Tensor]) -> None:
+        """Remember these boxes."""
+        for name, value in state.items():
+            setattr(self.memory, name, value.to(self.memory.count.device))

@@ -11,7 +11,7 @@ from suite.learn import views
 from suite.learn.matchers import FeatureMatcher, bn_loss, bn_terms, dd_loss, segment_norms
 from suite.learn.models import clip
 from suite.learn.statistics import ClassStatistics, LayerTargets
-from suite.learn.taps import Taps
+from suite.learn.taps import BatchStats, Taps
 from suite.spec.datasets import IMAGENET_MEAN, IMAGENET_STD
 from tests.helpers import golden
 from tests.learn.golden_nets import golden_net, golden_targets, unswapped
@@ -62,7 +62,8 @@ def test_feature_matching_equals_the_golden_losses_and_gradients(group, variant)
         torch.testing.assert_close(terms, g[f"{name}.per_hook"][i], atol=1e-9, rtol=0)
     of_kind = {"b": ("dd_mean", "dd_var"), "c": ("dd_mean", "dd_var", "patch_mean", "patch_var")}
     final = [g[f"{name}.ema_final.{layer}.{k}"] for layer in taps.names for k in of_kind[layer[0]]]
-    torch.testing.assert_close(matcher._average, torch.cat(final), atol=1e-9, rtol=0)
+    average = [v for layer in BatchStats(matcher._average, stats.places).layers() for v in layer.vectors()]
+    torch.testing.assert_close(torch.cat(average), torch.cat(final), atol=1e-9, rtol=0)
 
 
 def test_bn_matching_equals_the_golden_losses_and_gradients():
@@ -112,7 +113,7 @@ def toy(seed: int = 0) -> tuple[nn.Sequential, torch.Tensor]:
 def exact_targets(taps: Taps, x: torch.Tensor, shift: float = 0.0) -> ClassStatistics:
     """Global and class-wise targets that equal the statistics of x itself, or differ from them."""
     layers = []
-    for s in taps(x)[1]:
+    for s in taps(x)[1].layers():
         names = ["mean", "var", "patch_mean", "patch_var"][: len(s.vectors())]
         values = {n: v.detach() + shift for n, v in zip(names, s.vectors(), strict=True)}
         layers.append(
@@ -124,10 +125,12 @@ def exact_targets(taps: Taps, x: torch.Tensor, shift: float = 0.0) -> ClassStati
 def test_bn_loss_is_zero_exactly_at_the_batchs_own_statistics_and_its_gradient_is_finite():
     net, x = toy()
     taps = Taps(net)
-    for layer, s in zip((net[1], net[4]), taps(x)[1], strict=True):
+    for layer, s in zip((net[1], net[4]), taps(x)[1].layers(), strict=True):
         layer.running_mean.copy_(s.mean)
         layer.running_var.copy_(s.var)
-    for layer, s in zip((net[4],), taps(x)[1][1:], strict=True):  # the second layer's input has changed with the first
+    for layer, s in zip(
+        (net[4],), taps(x)[1].layers()[1:], strict=True
+    ):  # the second layer's input has changed with the first
         layer.running_mean.copy_(s.mean)
         layer.running_var.copy_(s.var)
     x.requires_grad_()
@@ -182,7 +185,7 @@ def test_the_gradient_is_that_of_the_current_statistics_although_the_value_is_th
     y = torch.tensor([0, 1, 2, 0])
     matcher(taps(x + 1)[1], y)
     x.requires_grad_()
-    s = torch.cat([v for layer in taps(x)[1] for v in layer.vectors()])
+    s = taps(x)[1].measured
     q = matcher._through_average(s)
     torch.testing.assert_close(q.detach(), matcher._average)
     assert not torch.allclose(q, s)
@@ -195,14 +198,14 @@ def test_the_gradient_is_that_of_the_current_statistics_although_the_value_is_th
 def test_feature_matching_is_zero_at_its_targets_and_ignores_the_order_of_the_batch():
     net, x = toy()
     taps = Taps(net, ("bn", "conv"), 4)
-    y, order = torch.tensor([0, 1, 2, 0]), torch.tensor([2, 0, 3, 1])
+    bn, y, order = Taps(net), torch.tensor([0, 1, 2, 0]), torch.tensor([2, 0, 3, 1])
     at_target = FeatureMatcher(exact_targets(taps, x), dtype=torch.float64)
     assert at_target(taps(x)[1], y).item() == 0.0
     elsewhere = exact_targets(taps, x, shift=0.1)
     one = FeatureMatcher(elsewhere, dtype=torch.float64)(taps(x)[1], y)
     other = FeatureMatcher(elsewhere, dtype=torch.float64)(taps(x[order])[1], y[order])
     torch.testing.assert_close(one, other)
-    torch.testing.assert_close(bn_loss(taps(x)[1][1::2], taps.running), bn_loss(taps(x[order])[1][1::2], taps.running))
+    torch.testing.assert_close(bn_loss(bn(x)[1], bn.running), bn_loss(bn(x[order])[1], bn.running))
     assert one > 0
 
 
@@ -219,7 +222,10 @@ def test_class_targets_equal_to_the_global_ones_give_the_gvbsm_loss():
 def test_bn_only_matching_without_average_is_sre2l():
     net, x = toy()
     taps = Taps(net)
-    layers = [LayerTargets(s.name, "bn", *pair) for s, pair in zip(taps(x)[1], taps.running, strict=True)]
+    layers = [
+        LayerTargets(s.name, "bn", s_net.running_mean, s_net.running_var)
+        for s, s_net in zip(taps(x)[1].places, (net[1], net[4]), strict=True)
+    ]
     matcher = FeatureMatcher(ClassStatistics(layers, 0, None), ema=0.0, global_weight=1.0, class_weight=0.0,
                              dtype=torch.float64)  # fmt: skip
     for shift in (0.0, 1.0):
@@ -251,7 +257,7 @@ def test_mismatches_are_user_errors():
     with pytest.raises(UserError, match="both weights"):
         FeatureMatcher(targets, global_weight=0.0, class_weight=0.0)
     with pytest.raises(UserError, match="no statistics"):
-        bn_loss([], [])
+        bn_loss(Taps(net, ())(x)[1], taps.running)
 
 
 def test_segment_norms_are_the_norms_of_the_segments():

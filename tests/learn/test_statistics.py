@@ -35,7 +35,7 @@ def test_local_targets_are_the_statistics_of_all_real_images_together():
     g = golden("gvbsm_edc_e2d_stats")
     net = golden_net(g)
     stats = Taps(net, ("bn", "conv"), 16)(torch.cat([g[f"s24.real_x{i}"] for i in range(3)]))[1]
-    for s, target in zip(stats, golden_targets(g, "e2d16local", net, 16).layers, strict=True):
+    for s, target in zip(stats.layers(), golden_targets(g, "e2d16local", net, 16).layers, strict=True):
         stored = [target.class_mean, target.class_var, target.class_patch_mean, target.class_patch_var]
         for ours, expected in zip(s.vectors(), stored, strict=False):
             torch.testing.assert_close(ours, expected[0], atol=1e-9, rtol=0)

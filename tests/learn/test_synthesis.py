@@ -53,7 +53,7 @@ def test_five_adam_steps_equal_the_reference() -> None:
     plan = composition(
         job, 5, lr=0.25, start=lambda batch, slots: v["x"], partition=[v["y"] * 8 + torch.arange(8)], critics=[critic]
     )
-    BatchRun(job, plan, 0, plan.partition[0], watch=lambda t, x: iterates.append(x.clone())).run()
+    BatchRun(job, plan, [0], watch=lambda t, x: iterates.append(x.clone())).run()
     torch.testing.assert_close(torch.stack(iterates), v["adam_x_after"], atol=1e-9, rtol=0)
     factors = torch.tensor([0.25 * cosine(t, 5) for t in range(5)], dtype=torch.float64)
     torch.testing.assert_close(factors, v["adam_lrs"], atol=1e-12, rtol=0)
@@ -97,7 +97,7 @@ def test_pixels_stay_in_range_after_every_update(pixels: bool) -> None:
         seen.append(t)
 
     plan = composition(job, lr=2.0, pixels=pixels)
-    BatchRun(job, plan, 0, plan.partition[0], watch=watch).run()
+    BatchRun(job, plan, [0], watch=watch).run()
     assert seen == list(range(6))
 
 
@@ -140,7 +140,7 @@ def test_batches_do_not_depend_on_each_other() -> None:
     views = memory_views(job, 20)
     plan = composition(job, 20, views=views, select=cyclic(3), start=RealStart(job, flips=True))
     whole = distill(job, plan).images
-    alone = BatchRun(tiny_job(teachers=3), plan, 1, plan.partition[1]).run()
+    alone = BatchRun(tiny_job(teachers=3), plan, [1]).run()
     facts = job.dataset
     assert torch.equal(whole[plan.partition[1]], synthesis.denormalise(alone, facts.mean, facts.std))
 
@@ -157,7 +157,7 @@ def test_teachers_take_turns_and_references_carry_the_count_over_early_stops() -
             teacher = job.teachers[i]
             return Critic(
                 lambda x: (called.append(i), (teacher(x), ()))[1],  # type: ignore[func-returns-value]
-                reset=lambda: resets.append(i),
+                reset=lambda *batches: resets.append(i),
             )
 
         views = memory_views(job, 10, explore=3, threshold=math.inf)
@@ -272,7 +272,7 @@ def test_images_wait_until_they_are_active() -> None:
         schedule=lambda t, total: 1.0,
         active=lambda t: torch.arange(5) if t < 200 else late,
     )
-    BatchRun(job, plan, 0, plan.partition[0], watch=lambda t, x: iterates.append(x.clone())).run()
+    BatchRun(job, plan, [0], watch=lambda t, x: iterates.append(x.clone())).run()
     assert torch.equal(iterates[199][late], start[late])
     moved = (iterates[200][late] - start[late]).abs()
     # sqrt(1 - 0.9^201) / (1 - 0.5^201) * (1 - 0.5) / sqrt(1 - 0.9)
@@ -370,7 +370,7 @@ def test_bf16_keeps_images_and_statistics_in_float32() -> None:
     dtypes = set()
 
     def matching(seen: synthesis.Seen) -> torch.Tensor:
-        dtypes.update({s.mean.dtype for s in seen.stats} | {seen.views.dtype})
+        dtypes.update({seen.stats.measured.dtype, seen.views.dtype})
         assert critic.matching is not None
         return critic.matching(seen)
 

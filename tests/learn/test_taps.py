@@ -7,14 +7,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from suite.errors import UserError
 from suite.learn.models import build
-from suite.learn.taps import Taps, moments, patches
+from suite.learn.moments import TapBatchNorm, TapInput, assemble
+from suite.learn.taps import Taps, patches
 
 
-class CountVarMean(TorchDispatchMode):
+class CountStatistics(TorchDispatchMode):
     calls = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.calls += func.overloadpacket is torch.ops.aten.var_mean
+        self.calls += func.overloadpacket in (torch.ops.aten.var_mean, torch.ops.aten.batch_norm_update_stats)
         return func(*args, **(kwargs or {}))
 
 
@@ -41,7 +42,8 @@ def net() -> nn.Module:
 
 def test_statistics_are_those_of_the_inputs_in_module_order():
     model, x = net().double(), torch.randn(5, 3, 10, 10, dtype=torch.float64)
-    logits, stats = Taps(model, ("bn", "conv"), patch=4)(x)
+    logits, found = Taps(model, ("bn", "conv"), patch=4)(x)
+    stats = found.layers()
     inputs = [x, model[:1](x), model[:3](x), model[:4](x)]
     assert [(s.name, s.kind) for s in stats] == [("0", "conv"), ("1", "bn"), ("3", "conv"), ("4", "bn")]
     for s, u in zip(stats, inputs, strict=True):
@@ -54,13 +56,15 @@ def test_statistics_are_those_of_the_inputs_in_module_order():
 
 
 @pytest.mark.parametrize("kinds", [("bn",), ("bn", "conv")])
-def test_one_var_mean_per_tapped_layer_and_forward(kinds):
+def test_one_pass_of_statistics_per_input_and_forward(kinds):
+    """ResNet-18's three shortcut convolutions share the input of their block's first one."""
     model = build("resnet18_cifar_w16", 10, 32).eval()
     taps = Taps(model, kinds)
-    with CountVarMean() as count:
+    with CountStatistics() as count:
         _, stats = taps(torch.randn(2, 3, 32, 32))
-    assert count.calls == len(stats) == len(taps.names) == (20 if kinds == ("bn",) else 40)
-    with CountVarMean() as count:
+    assert len(stats.places) == len(taps.names) == (20 if kinds == ("bn",) else 40)
+    assert count.calls == (20 if kinds == ("bn",) else 37)
+    with CountStatistics() as count:
         model(torch.randn(2, 3, 32, 32))
     assert count.calls == 0
 
@@ -72,23 +76,23 @@ def test_taps_leave_the_network_as_it_is():
     taps(x)
     assert list(before) == list(model.state_dict())
     assert all(torch.equal(v, model.state_dict()[k]) for k, v in before.items())
-    taps.close()
     assert not any(m._forward_pre_hooks for m in model.modules())
-    assert taps(x)[1] == []
+    assert [type(m) for m in model] == [type(m) for m in net()]
+    assert model[0].weight.is_contiguous()
 
 
 def test_a_failing_forward_does_not_spoil_the_next_one():
     taps = Taps(net())
     with pytest.raises(RuntimeError):
         taps(torch.randn(2, 5, 8, 8))
-    assert len(taps(torch.randn(2, 3, 8, 8))[1]) == 2
+    assert len(taps(torch.randn(2, 3, 8, 8))[1].places) == 2
 
 
 def test_two_taps_on_one_network_do_not_mix():
     model, x = net(), torch.randn(2, 3, 8, 8)
     first, second = Taps(model), Taps(model, ("conv",))
-    assert [s.name for s in first(x)[1]] == ["1", "4"]
-    assert [s.name for s in second(x)[1]] == ["0", "3"]
+    assert [s.name for s in first(x)[1].places] == ["1", "4"]
+    assert [s.name for s in second(x)[1].places] == ["0", "3"]
 
 
 def test_statistics_stay_float32_under_autocast():
@@ -96,17 +100,15 @@ def test_statistics_stay_float32_under_autocast():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         logits, stats = taps(x)
     assert logits.dtype == torch.bfloat16
-    assert all(v.dtype == torch.float32 for s in stats for v in s.vectors())
+    assert stats.measured.dtype == torch.float32
 
 
 def test_statistics_are_differentiable():
     taps = Taps(net().double(), ("bn", "conv"), 4)
     x = torch.randn(3, 3, 6, 6, dtype=torch.float64, requires_grad=True)
 
-    def statistics(x: torch.Tensor) -> torch.Tensor:
-        return torch.cat([v for s in taps(x)[1] for v in s.vectors()])
-
-    assert torch.autograd.gradcheck(statistics, (x,))
+    for groups in (1, 3):
+        assert torch.autograd.gradcheck(lambda x, groups=groups: taps(x, groups)[1].measured, (x,))
 
 
 @pytest.mark.parametrize(
@@ -123,7 +125,8 @@ def test_patch_grids_round_the_map_up(side, patch, cells):
 def test_running_statistics_are_the_buffers_of_the_bn_layers_in_order():
     model = net()
     running = Taps(model, ("bn", "conv")).running
-    assert running[0][0] is model[1].running_mean and running[1][1] is model[4].running_var
+    assert torch.equal(running[0], torch.cat([model[1].running_mean, model[4].running_mean]))
+    assert torch.equal(running[1], torch.cat([model[1].running_var, model[4].running_var]))
 
 
 def test_a_network_without_batch_norm_is_a_user_error():
@@ -133,20 +136,124 @@ def test_a_network_without_batch_norm_is_a_user_error():
         _ = Taps(nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False))).running
 
 
-def test_gradients_equal_autograds_and_keep_the_memory_format():
-    x = torch.randn(4, 6, 5, 5, dtype=torch.float64).to(memory_format=torch.channels_last).requires_grad_()
-    weights = torch.randn(2, 6, dtype=torch.float64)
-    mean, var = moments(x, (0, 2, 3))
-    (ours,) = torch.autograd.grad((weights[0] * mean + weights[1] * var).sum(), x)
-    var, mean = torch.var_mean(x, (0, 2, 3), correction=0)
-    (autograd,) = torch.autograd.grad((weights[0] * mean + weights[1] * var).sum(), x)
+def _traced(x: torch.Tensor, patch: int) -> torch.Tensor:
+    """What one tapped convolution measures, by autograd's own operations: [2, C + cells]."""
+    cut = patches(x, patch)
+    pairs = [torch.var_mean(x, (0, 2, 3), correction=0), torch.var_mean(cut, (0, 1, 3, 5), correction=0)]
+    return torch.stack([torch.cat([pair[i].flatten() for pair in pairs]) for i in (1, 0)])
+
+
+@pytest.mark.parametrize("side", [8, 6])
+def test_injected_gradients_equal_traced_ones_and_keep_the_memory_format(side):
+    x = torch.randn(4, 6, side, side, dtype=torch.float64).to(memory_format=torch.channels_last).requires_grad_()
+    y, raw = TapInput.measure(x, 1, 4)
+    values = assemble([raw], len(x))[0]
+    traced = _traced(x, 4)
+    torch.testing.assert_close(values, traced)
+    weights, rest = torch.randn_like(traced), torch.randn_like(x)
+    (ours,) = torch.autograd.grad((weights * values).sum() + (rest * y).sum(), x)
+    (autograd,) = torch.autograd.grad((weights * traced).sum() + (rest * x).sum(), x)
     torch.testing.assert_close(ours, autograd)
     assert ours.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_the_backward_pass_touches_each_map_once_a_layer():
+def test_layers_that_share_an_input_share_its_gradient():
+    x = torch.randn(4, 6, 8, 8, dtype=torch.float64, requires_grad=True)
+    y, raw = TapInput.measure(x, 2, 4)
+    twice = assemble([raw, raw], len(x))
+    weights, half = torch.randn_like(twice), twice.shape[2] // 2
+    (ours,) = torch.autograd.grad((weights * twice).sum() + y.sum(), x)
+    traced = torch.stack([_traced(part, 4) for part in x.chunk(2)])
+    folded = weights[..., :half] + weights[..., half:]
+    (autograd,) = torch.autograd.grad((folded * traced).sum() + x.sum(), x)
+    torch.testing.assert_close(ours, autograd)
+
+
+def test_measured_batch_norm_equals_batch_norm():
+    bn = nn.BatchNorm2d(5).double().eval()
+    for t in (bn.weight.data, bn.bias.data, bn.running_mean):
+        t.normal_()
+    bn.running_var.uniform_(0.5, 2)
+    model = nn.Sequential(bn).requires_grad_(False)
+    x = torch.randn(3, 5, 4, 4, dtype=torch.float64, requires_grad=True)
+    rest = torch.randn_like(x)
+    y, stats = Taps(model)(x)
+    torch.testing.assert_close(y, bn(x))
+    weights = torch.randn_like(stats.measured)
+    (ours,) = torch.autograd.grad((weights * stats.measured).sum() + (rest * y).sum(), x)
+    var, mean = torch.var_mean(x, (0, 2, 3), correction=0)
+    (autograd,) = torch.autograd.grad((weights * torch.stack((mean, var))).sum() + (rest * bn(x)).sum(), x)
+    torch.testing.assert_close(ours, autograd)
+    (plain,) = torch.autograd.grad((rest * Taps(model)(x)[0]).sum(), x)  # nobody asks for the statistics
+    torch.testing.assert_close(plain, torch.autograd.grad((rest * bn(x)).sum(), x)[0])
+
+
+def test_the_backward_pass_touches_each_map_twice_a_layer():
+    """Once for a + b x, once for the layer's own gradient: no map for the mean, the variance, or their difference."""
     x = torch.randn(8, 4, 16, 16, requires_grad=True)
-    mean, var = moments(x, (0, 2, 3))
-    with CountFullMaps(x.numel()) as count:
-        torch.autograd.grad((mean + var).sum(), x)
-    assert count.calls == 1
+    one, zero = torch.ones(4), torch.zeros(4)
+    for tap in (
+        lambda: TapInput.measure(x, 1, 0),
+        lambda: TapBatchNorm.measure(x, 1, one[:, None, None], one, zero, zero, one, 0.0),
+    ):
+        y, raw = tap()
+        values = assemble([raw], len(x))
+        rest, weights = torch.randn_like(y), torch.randn_like(values)
+        with CountFullMaps(x.numel()) as count:
+            torch.autograd.grad((y, values), x, (rest, weights))
+        assert count.calls == 2
+
+
+def test_parts_of_a_batch_are_measured_as_if_alone():
+    for device_groups in (1, 2, 3, 6):
+        model, x = net().double(), torch.randn(6, 3, 10, 10, dtype=torch.float64)
+        taps = Taps(model, ("bn", "conv"), patch=4)
+        _, stats = taps(x, device_groups)
+        for part, alone in zip(stats.split(device_groups), x.chunk(device_groups), strict=True):
+            torch.testing.assert_close(part.measured, taps(alone)[1].measured)
+            torch.testing.assert_close(part.features, taps(alone)[1].features)
+    _, each = Taps(model, per_image=True)(x)
+    torch.testing.assert_close(each.measured, Taps(model)(x, 6)[1].measured)
+
+
+def test_features_are_the_input_of_the_last_linear_layer():
+    model, x = net().double(), torch.randn(3, 3, 8, 8, dtype=torch.float64)
+    logits, stats = Taps(model, ())(x)
+    torch.testing.assert_close(stats.features, model[:7](x))
+    torch.testing.assert_close(logits, model[7](stats.features))
+    assert stats.values is None
+    with pytest.raises(UserError, match="no statistics"):
+        _ = stats.measured
+
+
+def test_weights_are_cast_once_and_not_in_every_call():
+    class CountCasts(TorchDispatchMode):
+        calls = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            self.calls += func.overloadpacket is torch.ops.aten._to_copy
+            return out
+
+    taps, x = Taps(net(), ()), torch.randn(2, 3, 8, 8)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        first = taps(x)[0]
+        with CountCasts() as count:
+            again = taps(x)[0]
+        expected = net()(x)
+    assert torch.equal(first, again) and torch.equal(first, expected)
+    assert count.calls == 1  # the images
+
+
+def test_compiled_taps_give_the_same_statistics_and_gradients():
+    """With the eager back end: what a compiler sees is one graph, and the gradients go through it."""
+    model, x = net().double(), torch.randn(4, 3, 8, 8, dtype=torch.float64, requires_grad=True)
+    found = []
+    for compiled in (False, True):
+        taps = Taps(model, ("bn", "conv"), 4, compiled="aot_eager" if compiled else False)
+        logits, stats = taps(x)
+        weights = torch.linspace(0, 1, stats.measured.numel(), dtype=torch.float64).view_as(stats.measured)
+        loss = (weights * stats.measured).sum() + logits.sum()
+        found.append((logits, stats.measured, *torch.autograd.grad(loss, x)))
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs)

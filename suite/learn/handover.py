@@ -1,0 +1,125 @@
+"""From the device to the host without stopping the device: finished images, answers, checkpoints."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from suite.errors import DataError
+
+
+class Shelf:
+    """The distilled set on the host, filled as images are finished.
+
+    On CUDA the copies run on a stream of their own into page-locked memory, while the next batch is optimised.
+
+    Args:
+        images: N.
+        size: Side in pixels.
+        device: Where images come from.
+    """
+
+    def __init__(self, images: int, size: int, device: torch.device) -> None:
+        self._cuda = device.type == "cuda"
+        self._images = torch.zeros(images, 3, size, size, dtype=torch.uint8)
+        self._stream = torch.cuda.Stream(device) if self._cuda else None
+        self._waiting: list[tuple[torch.Tensor, torch.Tensor, Any]] = []
+
+    def put(self, slots: torch.Tensor, pixels: torch.Tensor) -> None:
+        """Take images uint8 [n, 3, S, S] for positions int64 [n] (on the CPU)."""
+        if self._stream is None:
+            self._images[slots] = pixels.cpu()
+            return
+        self._collect(wait=False)
+        self._stream.wait_stream(torch.cuda.current_stream(pixels.device))
+        with torch.cuda.stream(self._stream):
+            here = torch.empty(pixels.shape, dtype=torch.uint8, pin_memory=True)
+            here.copy_(pixels, non_blocking=True)
+            pixels.record_stream(self._stream)
+            arrived = torch.cuda.Event()
+            arrived.record(self._stream)
+        self._waiting.append((slots, here, arrived))
+
+    def _collect(self, wait: bool) -> None:
+        """Store what has arrived; with `wait`, everything."""
+        while self._waiting and (wait or self._waiting[0][2].query()):
+            slots, here, arrived = self._waiting.pop(0)
+            arrived.synchronize()
+            self._images[slots] = here
+
+    def restore(self, images: torch.Tensor) -> None:
+        """Take over the images of a checkpoint."""
+        self._images.copy_(images)
+
+    def all(self) -> torch.Tensor:
+        """Uint8 [N, 3, S, S]; positions that were never filled are black."""
+        self._collect(wait=True)
+        return self._images
+
+
+class Flag:
+    """Asks the device a yes-or-no question without draining it.
+
+    On the CPU the answer is immediate. On CUDA the answer to a question is read when the next one is asked: the device
+    then has the work between the two still before it, and the same questions get the same answers in every run.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._asked: tuple[torch.Tensor, Any] | None = None
+
+    def ask(self, value: torch.Tensor) -> bool:
+        """Whether the value of the last question (on the CPU: of this one) was true."""
+        if self._device.type != "cuda":
+            return bool(value)
+        before = self._asked
+        here = torch.empty((), dtype=torch.bool, pin_memory=True)
+        here.copy_(value, non_blocking=True)
+        arrived = torch.cuda.Event()
+        arrived.record()
+        self._asked = here, arrived
+        if before is None:
+            return False
+        before[1].synchronize()
+        return bool(before[0])
+
+
+class Checkpoint:
+    """A file that holds the state of a synthesis between two iterations.
+
+    Args:
+        path: Of the file; it belongs to one synthesis.
+        seconds: Between two checkpoints.
+    """
+
+    def __init__(self, path: Path, seconds: float = 600.0) -> None:
+        self.path, self.seconds = path, seconds
+        self._last = time.monotonic()
+
+    def due(self) -> bool:
+        """Whether it is time for the next one."""
+        return time.monotonic() - self._last >= self.seconds
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Replace the file at once, so that an interruption leaves the old or the new one."""
+        scratch = self.path.with_name(self.path.name + ".part")
+        torch.save(state, scratch)
+        scratch.replace(self.path)
+        self._last = time.monotonic()
+
+    def load(self) -> dict[str, Any] | None:
+        """The state on file; None if there is none.
+
+        Raises:
+            DataError: If the file cannot be read.
+        """
+        if not self.path.exists():
+            return None
+        try:
+            state: dict[str, Any] = torch.load(self.path, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch raises errors of many kinds for a damaged file
+            raise DataError(f"unreadable checkpoint: {error}", where=str(self.path), hint="delete it") from error
+        return state

@@ -10,19 +10,20 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 
 from suite.data.distilled import DistilledSet
 from suite.errors import NumericError, UserError
 from suite.learn.box_memory import BoxMemory
+from suite.learn.handover import Shelf
 from suite.learn.initial import to_distilled
 from suite.learn.job import Job
 from suite.learn.models import denormalise, normalise, pixel_range
-from suite.learn.synthesis import BETAS, EPS, LOG_EVERY, STOP_EVERY, Composition, Critic, Seen
-from suite.learn.validation import autocast
+from suite.learn.synthesis import BETAS, EPS, LOG_EVERY, STOP_EVERY, Composition
+from suite.learn.taps import Taps
 from suite.learn.view_policies import MemoryViews
 from suite.learn.views import crop_resize, flip, roll
 
@@ -35,7 +36,8 @@ def distill_by_image(job: Job, composition: Composition, *, patience: int, conti
     more, an image that is done stays in its place and is updated on random crops as in E2D, up to T iterations.
 
     Args:
-        job: The synthesis. Its counters are filled in: updates that changed images, and images that teachers saw.
+        job: The synthesis. Its counters are filled in: updates that changed images, and images that teachers saw. An
+            interrupted one starts again: checkpoints are not written.
         composition: The method; its views are `MemoryViews`, and all images are active.
         patience: See `BoxMemory`.
         continuous: One stream of images through as many places as the largest batch has, instead of batch after batch.
@@ -44,23 +46,24 @@ def distill_by_image(job: Job, composition: Composition, *, patience: int, conti
         NumericError: If a loss or a pixel is NaN or Inf.
     """
     facts, partition = job.dataset, composition.partition
-    images = torch.empty(facts.classes * job.ipc, 3, facts.size, facts.size, dtype=torch.uint8)
+    shelf = Shelf(facts.classes * job.ipc, facts.size, job.device)
     groups = [range(len(partition))] if continuous else [range(n, n + 1) for n in range(len(partition))]
     counter, finished = 0, 0
-    try:
+    with ExitStack() as stack:
+        for critic in composition.critics:
+            stack.callback(critic.close)
+            if isinstance(critic.forward, Taps):
+                critic.forward.compiled = job.compile
         for numbers in groups:
             start = counter if composition.carry else numbers[0] * composition.iterations
             stream = Stream(job, composition, numbers, patience, start)
             for slots, pixels in stream.run():
                 mean, std = ((0.0,) * 3, (1.0,) * 3) if composition.pixels else (facts.mean, facts.std)
-                images[slots] = denormalise(pixels, mean, std).cpu()
+                shelf.put(slots, denormalise(pixels, mean, std))
                 finished += len(slots)
-                job.progress(finished, len(images))
+                job.progress(finished, facts.classes * job.ipc)
             counter += stream.updates
-    finally:
-        for critic in composition.critics:
-            critic.close()
-    return to_distilled(job, images)
+    return to_distilled(job, shelf.all())
 
 
 class ImageAdam:
@@ -121,6 +124,7 @@ class Pool:
     Attributes:
         pixels: float [entries, 3, S, S]: the start of an image that waits, the result of one that is finished.
         labels: int64 [entries].
+        positions: int64 [entries], in the class-major set.
         boxes: int64 [entries, T, 4].
         flips: bool [entries, T].
         uniforms: float [entries, T].
@@ -132,7 +136,7 @@ class Pool:
         size, device = job.dataset.size, job.device
         self.ipc = job.ipc
         self.pixels = torch.empty(entries, 3, size, size, device=device)
-        self.labels = torch.empty(entries, dtype=torch.int64, device=device)
+        self.labels, self.positions = torch.empty(2, entries, dtype=torch.int64, device=device)
         self.boxes = torch.empty(entries, iterations, 4, dtype=torch.int64, device=device)
         self.flips = torch.empty(entries, iterations, dtype=torch.bool, device=device)
         self.uniforms = torch.empty(entries, iterations, device=device)
@@ -147,6 +151,7 @@ class Pool:
         self.pixels[entry], self.labels[entry] = image.start, image.slot // self.ipc
         self.boxes[entry], self.flips[entry], self.uniforms[entry] = image.boxes, image.flips, image.uniforms
         self.slots[entry] = image.slot
+        self.positions[entry] = image.slot
         return entry
 
     def refill(self, images: Iterator[Waiting], waiting: list[int]) -> None:
@@ -226,7 +231,7 @@ class Stream:
         """Optimise until every image is done. Yields the slots [n] and last iterates [n, 3, S, S] of finished ones."""
         if not self.plan.carry:
             for critic in self.plan.critics:
-                critic.reset()
+                critic.reset(*self.numbers)
         step, loss = 0, torch.zeros(())
         while True:
             self._exchange()
@@ -294,7 +299,8 @@ class Stream:
         if plan.pixels:
             views = normalise(views, job.dataset.mean, job.dataset.std)
         ((index, weight),) = plan.select(self.counter + step, number)
-        ce, term = self._judge(plan.critics[index], views, pool.labels[self.entry])
+        labels, slots = pool.labels[self.entry], pool.positions[self.entry]
+        ce, term = plan.critics[index].judge(views, labels, slots, job.precision)
         loss = weight * (ce.mean() + term)
         (gradient,) = torch.autograd.grad(loss, x)
         job.counters.forward_images += len(ce)
@@ -305,17 +311,6 @@ class Stream:
         self.lived += ~self.ended
         self.clock = self.clock + 1
         return loss.detach()
-
-    def _judge(
-        self, critic: Critic, views: torch.Tensor, labels: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor | float]:
-        with autocast(self.job.precision, views.device):
-            logits, stats = critic.forward(views)
-        logits = logits.to(views.dtype)
-        ce = F.cross_entropy(logits, labels, reduction="none")
-        if critic.matching is None or critic.weight == 0:
-            return ce, 0.0
-        return ce, critic.weight * critic.matching(Seen(views, labels, logits, stats))
 
     def _check(self, loss: torch.Tensor, step: int) -> None:
         if not bool(loss.isfinite().cpu() & self.x.isfinite().all().cpu()):

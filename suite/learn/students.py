@@ -43,8 +43,7 @@ class Ema:
     @torch.no_grad()
     def update(self) -> None:
         """Set average = decay * average + (1 - decay) * live."""
-        torch._foreach_mul_(self.average, self.decay)
-        torch._foreach_add_(self.average, [p.detach() for p in self.live], alpha=1 - self.decay)
+        torch._foreach_lerp_(self.average, self.live, 1 - self.decay)
 
     @contextmanager
     def swapped(self) -> Iterator[None]:
@@ -71,13 +70,12 @@ def parameter_groups(model: nn.Module, weight_decay: float, decay_all: bool = Fa
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
 
 
-def build_optimizer(recipe: StudentRecipe, model: nn.Module, device: torch.device) -> torch.optim.Optimizer:
-    """AdamW (betas .9, .999) or SGD with momentum, as the recipe says."""
+def build_optimizer(recipe: StudentRecipe, model: nn.Module) -> torch.optim.Optimizer:
+    """AdamW (betas .9, .999) or SGD with momentum, as the recipe says; one kernel a group updates all parameters."""
     groups = parameter_groups(model, recipe.weight_decay, recipe.decay_all)
-    fused = device.type == "cuda"
     if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=recipe.lr, fused=fused)
-    return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, fused=fused)
+        return torch.optim.AdamW(groups, lr=recipe.lr, fused=True)
+    return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, fused=True)
 
 
 def budget(recipe: StudentRecipe, batches: int) -> tuple[int, set[int]]:
@@ -154,8 +152,8 @@ def train_student(
     validation = Validation(val, dataset, device)
     curve: list[list[float]] = []
     with seeded(seed, "student", device):
-        model = models.build(arch, dataset.classes, dataset.size).to(device).train()
-        optimizer = build_optimizer(recipe, model, device)
+        model = models.channels_last(models.build(arch, dataset.classes, dataset.size).to(device)).train()
+        optimizer = build_optimizer(recipe, model)
         ema = Ema(model, recipe.ema) if recipe.ema else None
         watched = torch.zeros((), device=device)
         for step in range(total):

@@ -193,7 +193,7 @@ def test_stored_labels_belong_to_views_without_augmentation(augment: Augment, tm
 
 @pytest.mark.parametrize("augment", ["randaugment", "dsa"])
 def test_a_student_learns_from_augmented_digits(augment: Augment) -> None:
-    recipe = replace(RECIPE, epochs=40, batch=50, augment=augment, magnitude=3.0, evaluations=1)
+    recipe = replace(RECIPE, epochs=20, batch=50, augment=augment, magnitude=3.0, evaluations=1)
     arguments: dict[str, Any] = {"arch": "convnet3_w32", "distilled": some_digits(10), "labels": HardLabels(10, 100)}
     numbers = train_on_digits(recipe, **arguments)
-    assert numbers["accuracy_last"] > 70 and numbers == train_on_digits(recipe, **arguments)
+    assert numbers["accuracy_last"] > 60 and numbers == train_on_digits(recipe, **arguments)

@@ -142,9 +142,9 @@ def test_weight_decay_touches_weights_with_more_than_one_dimension_only() -> Non
 
 
 def test_optimizers_are_those_of_the_recipe() -> None:
-    adamw = build_optimizer(RECIPE, Linear(10, 16), CPU)
+    adamw = build_optimizer(RECIPE, Linear(10, 16))
     assert isinstance(adamw, torch.optim.AdamW) and adamw.defaults["betas"] == (0.9, 0.999)
-    sgd = build_optimizer(replace(RECIPE, optimizer="sgd", momentum=0.875), Linear(10, 16), CPU)
+    sgd = build_optimizer(replace(RECIPE, optimizer="sgd", momentum=0.875), Linear(10, 16))
     assert isinstance(sgd, torch.optim.SGD) and sgd.defaults["momentum"] == 0.875 and not sgd.defaults["nesterov"]
 
 

@@ -14,7 +14,7 @@ from suite.learn.matchers import FeatureMatcher
 from suite.learn.models import denormalise, normalise
 from suite.learn.schedules import factor
 from suite.learn.synthesis import distill
-from suite.learn.taps import LayerStats
+from suite.learn.taps import BatchStats
 from suite.learn.views import flip
 from suite.methods import get
 from suite.spec.datasets import REGISTRY
@@ -84,23 +84,18 @@ def test_one_crop_and_flip_is_shared_by_the_batch() -> None:
         assert len(own.views(image, t).unique(dim=0)) > 1
 
 
-def class_stats(c: int | None) -> list[LayerStats]:
-    """A batch whose statistics are exactly those of one class, or the mean of classes 0 and 1."""
-    stats = []
-    for layer in statistics(0).layers:
-        tables = [layer.class_mean, layer.class_var, layer.class_patch_mean, layer.class_patch_var]
-        rows = [None if t is None else t[c] if c is not None else t[:2].mean(dim=0) for t in tables]
-        stats.append(LayerStats(layer.name, layer.kind, *rows))  # type: ignore[arg-type]
-    return stats
-
-
 def test_the_target_of_a_batch_is_the_mean_over_its_labels_and_of_one_class_its_own() -> None:
-    def loss(c: int | None, labels: list[int]) -> float:
-        matcher = FeatureMatcher(statistics(0), ema=0.0, global_weight=0.0, class_weight=1.0)
-        return float(matcher(class_stats(c), torch.tensor(labels)))
+    """A batch whose statistics are exactly those of class 3, or the mean of classes 0 and 1, is at its target."""
+    matcher = FeatureMatcher(statistics(0), ema=0.0, global_weight=0.0, class_weight=1.0)
+    tables = matcher._classes
+    assert tables is not None and len(tables) == 10
 
-    assert loss(3, [3, 3, 3]) < 1e-4 < loss(3, [3, 3, 4])
-    assert loss(None, [0, 1, 1, 0]) < 1e-4 < loss(None, [0, 1, 1, 1])
+    def loss(classes: list[int], labels: list[int]) -> float:
+        stats = BatchStats(tables[classes].mean(dim=0, keepdim=True), matcher.places)
+        return float(matcher(stats, torch.tensor(labels)))
+
+    assert loss([3], [3, 3, 3]) < 1e-4 < loss([3], [3, 3, 4])
+    assert loss([0, 1], [0, 1, 1, 0]) < 1e-4 < loss([0, 1], [0, 1, 1, 1])
 
 
 def test_teachers_judge_in_turn() -> None:

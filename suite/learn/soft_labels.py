@@ -19,7 +19,7 @@ from suite.learn.label_vectors import LabelVectors
 from suite.learn.teachers import Teacher
 from suite.learn.view_plans import DrawnViews, Planner, ViewPlan
 from suite.spec.recipes import LabelRecipe, StudentRecipe
-from suite.spec.storage import hard_label_bytes
+from suite.spec.storage import hard_label_bytes, vector_bytes
 
 #: loss(student logits [B, C], targets [B, C], un-mixed classes int64 [B]) -> scalar.
 LossFunction = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -112,8 +112,9 @@ class VectorLabels:
         return mixed(rows, plan, views.shape[-1])
 
     def ledger(self) -> list[dict[str, Any]]:
-        """The file of the vectors."""
-        return [entry("soft label vectors", "label", self.vectors.bytes)]
+        """The file of the vectors, split into them and its header."""
+        size = vector_bytes(*self.rows.shape)
+        return [entry("soft label vectors", "label", size), entry("label header", "meta", self.vectors.bytes - size)]
 
 
 class OnlineLabels:
@@ -194,11 +195,12 @@ class StoredLabels:
         return self.stream.logits(plan).to(views.device, non_blocking=True).float()
 
     def ledger(self) -> list[dict[str, Any]]:
-        """The stream's file, split into logits and the records of views."""
-        logits = self.stream.logit_bytes
+        """The stream's file, split into logits, the records of views, and its header."""
+        logits, header = self.stream.logit_bytes, self.stream.header_bytes
         return [
             entry("stored soft labels", "label", logits),
-            entry("stored view records", "aug", self.stream.bytes - logits),
+            entry("stored view records", "aug", self.stream.bytes - logits - header),
+            entry("label header", "meta", header),
         ]
 
 

@@ -83,7 +83,8 @@ def test_bytes_are_exactly_those_of_the_formula(tmp_path: Path, recipe: RelabelR
     assert payload == stream_bytes(recipe, 40, 10)
     assert len(raw) == 8 + int.from_bytes(raw[:8], "little") + payload
     ledger = StoredLabels(LabelStream(tmp_path / "labels")).ledger()
-    assert {e["kind"]: e["bytes"] for e in ledger} == {"label": positions * 20, "aug": len(raw) - positions * 20}
+    parts = {"label": positions * 20, "aug": payload - positions * 20, "meta": len(raw) - payload}
+    assert {e["kind"]: e["bytes"] for e in ledger} == parts
 
 
 @pytest.mark.parametrize(("images", "batch"), [(1000, 1024), (10_000, 100), (50_000, 1024)])

@@ -15,7 +15,7 @@ import torch
 
 from suite.errors import DataError
 from suite.learn.job import Job
-from suite.learn.matchers import FeatureMatcher, bn_loss, class_bn_loss
+from suite.learn.matchers import FeatureMatcher, bn_loss, class_bn_loss, joined
 from suite.learn.statistics import ClassStatistics
 from suite.learn.synthesis import Critic, Seen
 from suite.learn.taps import BN, Taps
@@ -44,7 +44,7 @@ def bn_critic(teacher: Teacher, weight: float, first: float, extra: Term | None 
     if weight == 0:
         return plain_critic(teacher, extra)
     taps = Taps(teacher.model, (BN,))
-    running = taps.running
+    running = joined(taps.running)
     return _critic(taps, lambda seen: weight * bn_loss(seen.stats, running, first), extra)
 
 
@@ -71,8 +71,7 @@ def class_bn_critic(
     names = [layer.name for layer in statistics.layers if layer.kind == BN]
     if names != taps.names:
         raise DataError("the statistics are not those of the teacher's layers", hint="run the `statistics` stage again")
-    device = taps.running.device
-    targets = torch.stack([torch.cat([pair[i] for pair in moments], dim=1) for i in (0, 1)], dim=1).to(device)
+    targets = joined(moments).to(taps.running[0][0].device)
     return _critic(
         taps,
         lambda seen: weight * class_bn_loss(seen.stats, seen.labels, targets, first, seen.groups),

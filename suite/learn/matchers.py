@@ -6,7 +6,7 @@ operations on one long vector, not layer by layer: on a GPU the number of small 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -42,22 +42,31 @@ def segment_norms(x: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
     return torch.linalg.vector_norm(padded.unflatten(-1, (len(lengths), -1)), dim=-1)
 
 
-def bn_terms(stats: BatchStats, running: torch.Tensor) -> torch.Tensor:
+Pairs = Sequence[tuple[torch.Tensor, torch.Tensor]]
+
+
+def joined(pairs: Pairs) -> torch.Tensor:
+    """Means and variances [..., C] of layers as `BatchStats.values` has them, [..., 2, M]."""
+    return torch.stack([torch.cat([pair[i] for pair in pairs], dim=-1) for i in (0, 1)], dim=-2)
+
+
+def bn_terms(stats: BatchStats, running: torch.Tensor | Pairs) -> torch.Tensor:
     """The distance of each layer from its targets, [layers]: mean term plus variance term, summed over groups.
 
     Args:
         stats: Of BatchNorm layers.
-        running: [2, M], their targets (`Taps.running`).
+        running: Their targets: `Taps.running`, or those joined, [2, M], once for many calls.
     """
-    return segment_norms(stats.measured - running, stats.lengths).sum(dim=(0, 1))
+    target = running if isinstance(running, torch.Tensor) else joined(running)
+    return segment_norms(stats.measured - target, stats.lengths).sum(dim=(0, 1))
 
 
-def bn_loss(stats: BatchStats, running: torch.Tensor, first: float = 10.0) -> torch.Tensor:
+def bn_loss(stats: BatchStats, running: torch.Tensor | Pairs, first: float = 10.0) -> torch.Tensor:
     """SRe2L's BatchNorm term (Yin et al., NeurIPS 2023, equation 6).
 
     Args:
         stats: Of the BatchNorm layers' inputs.
-        running: [2, M], running means and variances of the same layers (`Taps.running`).
+        running: Running means and variances of the same layers: `Taps.running`, or those joined.
         first: Multiplier of the first layer's term.
 
     Returns:
@@ -165,10 +174,10 @@ class FeatureMatcher:
         self.ema, self.clean_init, self.drop_rate, self.draws = ema, clean_init, drop_rate, draws
         self.device, self.dtype, self.global_weight = torch.device(device), dtype, global_weight
         self.places = tuple(_place(layer) for layer in layers)
-        self._target = _rows([_global(layer) for layer in layers]).to(device, dtype)
+        self._target = joined(_pairs(_global(layer) for layer in layers)).to(device, dtype)
         self._classes: torch.Tensor | None = None
         if class_weight:
-            self._classes = _rows([_class_wise(layer, swap_class_patch) for layer in layers]).to(device, dtype)
+            self._classes = joined(_pairs(_class_wise(layer, swap_class_patch) for layer in layers)).to(device, dtype)
         shape = BatchStats(places=self.places)
         owners = torch.tensor(shape.owners)
         self.lengths, self._layers = shape.lengths, len(layers)
@@ -273,10 +282,9 @@ def _place(layer: LayerTargets) -> Place:
     return Place(layer.name, layer.kind, layer.mean.shape[-1], cells)
 
 
-def _rows(layers: list[list[torch.Tensor]]) -> torch.Tensor:
-    """Means and variances of all layers, in the order of `BatchStats.values`: [..., 2, M]."""
-    means = torch.cat([t for vectors in layers for t in vectors[::2]], dim=-1)
-    return torch.stack((means, torch.cat([t for vectors in layers for t in vectors[1::2]], dim=-1)), dim=-2)
+def _pairs(layers: Iterable[list[torch.Tensor]]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Mean and variance, and patch mean and variance where there are patches, of layer after layer."""
+    return [pair for vectors in layers for pair in zip(vectors[::2], vectors[1::2], strict=True)]
 
 
 def _global(layer: LayerTargets) -> list[torch.Tensor]:

@@ -243,15 +243,16 @@ def _factors(shapes: tuple[Shape, ...], images: int, device: torch.device, dtype
     Those are 1 / C and 1 for cells, to come from the mean of squared norms over C channels to the variance; 1 and 0 for
     channels, which have their variances.
     """
-    rows: list[list[float]] = [[], [], [], []]
+    rows: list[list[tuple[int, float]]] = [[], [], [], []]
     for channels, cells, patch, pixels in shapes:
-        n, m = images * pixels, images * channels * patch * patch
-        rows[0] += [1 / n] * channels + [1 / m] * cells if cells else [1 / n] * channels
-        rows[2] += [1.0] * channels + [1 / channels] * cells
-        rows[3] += [0.0] * channels + [1.0] * cells
-    rows[1] = [2 * f for f in rows[0]]
+        n, m = images * pixels, images * channels * patch * patch or 1
+        rows[0] += [(channels, 1 / n), (cells, 1 / m)]
+        rows[1] += [(channels, 2 / n), (cells, 2 / m)]
+        rows[2] += [(channels, 1.0), (cells, 1 / channels)]
+        rows[3] += [(channels, 0.0), (cells, 1.0)]
+    kind: dict[str, Any] = {"dtype": dtype, "device": device}
     with torch.inference_mode(False):
-        return torch.tensor(rows, dtype=dtype, device=device)
+        return torch.stack([torch.cat([torch.full((n,), value, **kind) for n, value in row]) for row in rows])
 
 
 def _cell_moments(shapes: Sequence[Shape], maps: dict[int, Pair], groups: int) -> dict[int, Pair]:
@@ -290,7 +291,8 @@ class _Assemble(torch.autograd.Function):
         second = [t for i in order for t in (variances[i], *(cells[i][1:] if i in cells else ()))]
         values = torch.cat(first + second, dim=1).unflatten(1, (2, -1))
         expanded = tuple(shapes[i] for i in order)
-        factors = _factors(expanded, images // groups, values.device, values.dtype)
+        make = _factors.__wrapped__ if torch.compiler.is_compiling() else _factors
+        factors = make(expanded, images // groups, values.device, values.dtype)
         if cells:
             mean, var = values.unbind(1)
             torch.addcmul(var * factors[2], mean * factors[3], mean, value=-1, out=var)

@@ -361,10 +361,9 @@ class Taps:
         return compiled
 
     @property
-    def running(self) -> torch.Tensor:
-        """Running means and variances of the tapped BatchNorm layers, [2, M] like `BatchStats.values` (SRe2L)."""
-        pairs = [running_statistics(name, m) for name, (kind, m) in self.layers.items() if kind == BN]
-        return torch.stack([torch.cat([pair[i] for pair in pairs]) for i in (0, 1)])
+    def running(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Running mean and variance of the tapped BatchNorm layers, in module order (SRe2L's targets)."""
+        return [running_statistics(name, m) for name, (kind, m) in self.layers.items() if kind == BN]
 
 
 def running_statistics(name: str, module: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:

@@ -108,7 +108,7 @@ def test_statistics_are_differentiable():
     x = torch.randn(3, 3, 6, 6, dtype=torch.float64, requires_grad=True)
 
     for groups in (1, 3):
-        assert torch.autograd.gradcheck(lambda x, groups=groups: taps(x, groups)[1].measured, (x,))
+        assert torch.autograd.gradcheck(lambda x, groups=groups: taps(x, groups)[1].measured, (x,), fast_mode=True)
 
 
 @pytest.mark.parametrize(
@@ -125,8 +125,7 @@ def test_patch_grids_round_the_map_up(side, patch, cells):
 def test_running_statistics_are_the_buffers_of_the_bn_layers_in_order():
     model = net()
     running = Taps(model, ("bn", "conv")).running
-    assert torch.equal(running[0], torch.cat([model[1].running_mean, model[4].running_mean]))
-    assert torch.equal(running[1], torch.cat([model[1].running_var, model[4].running_var]))
+    assert running[0][0] is model[1].running_mean and running[1][1] is model[4].running_var
 
 
 def test_a_network_without_batch_norm_is_a_user_error():

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from suite.methods import Method, method
-from suite.spec.recipes import Labels, StudentRecipe
+from suite.spec.recipes import LabelRecipe, Labels, StudentRecipe
 
 if TYPE_CHECKING:
     from suite.data.distilled import DistilledSet
@@ -16,17 +16,25 @@ if TYPE_CHECKING:
 @method(name="sre2l", paper="arXiv:2306.13092", version=1, needs=("teacher",), labels="stored")
 @dataclass(frozen=True)
 class SRe2L(Method):
-    """Yin, Xing and Shen, NeurIPS 2023, section 3.2: cross-entropy plus BN statistics, one image a class.
+    """Yin, Xing and Shen, NeurIPS 2023, section 3.2: cross-entropy plus the teacher's BatchNorm statistics.
+
+    The loss is the mean cross-entropy plus r_bn times the sum over BatchNorm layers of the L2 distances between the
+    batch's and the running variances and means. The total-variation and L2 terms of the paper have weight 0 in the
+    published scripts and are left out. Of several teachers the first one synthesizes and all label.
 
     Attributes:
         iterations: Updates of every image (T).
         lr: Initial learning rate of Adam on pixels, in normalised units; cosine to 0.
         bn_weight: Weight of the BatchNorm term (r_bn).
         first: Multiplier of the first BatchNorm layer's term.
-        batch: Classes a batch, one image each. The BatchNorm term depends on it.
+        batch: Images a batch. The BatchNorm term depends on it.
+        partition: `slot`: a batch holds one image of each class; `class`: several images of few classes, as the
+            reference's multi-GPU script makes of the same values, with another objective.
         crop: Area range of the RandomResizedCrop that a whole batch shares; (1, 1) for none.
         flip: Whether a batch is flipped, all of it or none, with probability one half.
         roll: Smallest and largest circular shift of a view, in pixels, one a batch and axis; (0, 0) for none.
+        reference_quirks: CIFAR's labels come from a teacher in training mode, with each batch's BatchNorm statistics:
+            the reference forgets to leave it.
     """
 
     iterations: int = 4000
@@ -34,9 +42,11 @@ class SRe2L(Method):
     bn_weight: float = 0.01
     first: float = 10.0
     batch: int = 100
+    partition: Literal["slot", "class"] = "slot"
     crop: tuple[float, float] = (0.08, 1.0)
     flip: bool = True
     roll: tuple[int, int] = (0, 32)
+    reference_quirks: bool = False
 
     # recover.sh, recover_tiny.sh, recover_cifar.sh of the reference; the same for every IPC.
     paper_values: ClassVar[dict[tuple[str, int | None], dict[str, Any]]] = {
@@ -61,24 +71,30 @@ class SRe2L(Method):
         """The recipe of `train_FKD.sh`, and of the small-dataset scripts; see `student_recipe`."""
         return student_recipe(base, classes, ipc)
 
+    def label_recipe(self, base: str, classes: int, ipc: int) -> LabelRecipe:
+        """Plain logits; with `reference_quirks` those of a teacher in training mode on CIFAR."""
+        quirk = self.reference_quirks and base in ("cifar10", "cifar100")
+        return LabelRecipe(part=student_recipe(base, classes, ipc).batch if quirk else 0)
+
     def image_iterations(self, ipc: int) -> float:
-        """Every image is updated `iterations` times."""
+        """`iterations`, whatever the IPC."""
         return self.iterations
 
     def synthesize(self, job: Job) -> DistilledSet:
-        """Run the shared loop over batches of one image for each of `batch` classes."""
+        """Run the shared loop from noise."""
         from suite.learn.recovery import recover
+        from suite.learn.synthesis import by_class, by_slot
 
-        return recover(job, self)
+        partition = by_slot if self.partition == "slot" else by_class
+        return recover(job, self, partition=partition(job.dataset.classes, job.ipc, self.batch))
 
 
 def student_recipe(base: str, classes: int, ipc: int) -> StudentRecipe:
     """SRe2L's recipe for a dataset base, its number of classes and IPC; CDA's too, but for the batch on ImageNet.
 
     Tiny-ImageNet's script multiplies the loss by T^2 and uses SGD with five epochs of warm-up. CIFAR's decays all
-    parameters; its mixup is replaced by CutMix, and its teacher labels in eval mode (the reference forgets to leave
-    training mode). Other ImageNet subsets and digits are not in the paper: batches of 1024 would leave one step an
-    epoch, so they use 100 [inferred] and 20 (ours).
+    parameters; its mixup is replaced by CutMix. Other ImageNet subsets and digits are not in the paper: batches of
+    1024 would leave one step an epoch, so they use 100 [inferred] and 20 (ours).
     """
     size = ipc * classes
     if base == "tinyimagenet":
@@ -96,4 +112,4 @@ def student_recipe(base: str, classes: int, ipc: int) -> StudentRecipe:
         return StudentRecipe(epochs=400, batch=min(128, size), temperature=30.0, crop=(1.0, 1.0), pad=4, decay_all=True)
     if base == "digits":
         return StudentRecipe(batch=min(20, size), crop=(0.5, 1.0), flip=False)
-    return StudentRecipe(batch=min(1024 if base in ("imagenet1k", "imagenet21k") else 100, size))
+    return StudentRecipe(batch=min(1024 if base.startswith("imagenet") and classes >= 1000 else 100, size))

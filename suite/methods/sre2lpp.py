@@ -53,10 +53,9 @@ class SRe2LPlusPlus(Method):
     paper_values: ClassVar[dict[tuple[str, int | None], dict[str, Any]]] = {
         **{(base, None): {"roll": (0, 4)} for base in ("cifar10", "cifar100", "tinyimagenet")},
         # ours: digits must be neither flipped nor cut to small patches
-        ("digits", None): {
-            "iterations": 400, "lr": 0.1, "patch": (0.5, 1.0), "crop": (0.5, 1.0), "flip": False, "roll": (0, 1),
-        },
-    }  # fmt: skip
+        ("digits", None): {"iterations": 400, "lr": 0.1, "flip": False, "roll": (0, 1)}
+        | {"patch": (0.5, 1.0), "crop": (0.5, 1.0)},
+    }
     paper_teachers: ClassVar[dict[str, tuple[str, ...]]] = {"imagenet1k": ("resnet18",)}
     paper_label_teachers: ClassVar[dict[str, tuple[str, ...]]] = paper_teachers
 
@@ -65,11 +64,10 @@ class SRe2LPlusPlus(Method):
         check_ranges(self, patch=is_area(self.patch))
 
     def recipe(self, base: str, classes: int, ipc: int, student: str) -> StudentRecipe:
-        """KL at T = 20 in batches of 16 that are forwarded in the halves for which labels were made.
+        """KL at T = 20 in batches of 16, forwarded in the halves that labels were made for.
 
-        Batches of 10 on ImageNette and on CIFAR-10 at IPC 1, where the scripts of the reference disagree: these are the
-        relabelling ones. Learning rate and tail by dataset, student and IPC: `_tail`. ImageNet subsets that the paper
-        does not use take ImageNet-1K's [inferred]. The reference reports the best of 30 evaluations.
+        10 on ImageNette and on CIFAR-10 at IPC 1, as in the relabelling scripts; the students' scripts disagree. Other
+        datasets take ImageNet-1K's rates [inferred]. The reference reports the best of its evaluations.
         """
         lr, half = _tail(base, ipc, student)
         return StudentRecipe(
@@ -104,17 +102,15 @@ def _batch(base: str, classes: int, ipc: int) -> int:
 
 
 def _tail(base: str, ipc: int, student: str) -> tuple[float, bool]:
-    """Learning rate, and whether it ends at one half instead of 0 (eta = 2), from validate/scripts.
-
-    IPC between those of the paper take the next lower one's; students but ResNet-50 and -101 take ResNet-18's.
-    """
+    """Learning rate, and whether it ends at one half (eta = 2); other IPC take the next lower one's."""
     column = 2 if "resnet101" in student else 1 if "resnet50" in student else 0
     row = 0 if ipc < 10 else 1 if ipc < 50 else 2
     rates, halves = _TAILS.get(base, _TAILS["imagenet1k"])
     return (5e-4 if rates[column][row] == "5" else 1e-3), halves[column][row] == "2"
 
 
-#: By dataset: learning rates (`1`: 1e-3, `5`: 5e-4) and eta of ResNet-18, -50 and -101, each at IPC 1, 10 and 50.
+#: By dataset: learning rates (`1`: 1e-3, `5`: 5e-4) and eta of ResNet-18 (and others), -50 and -101, each at IPC 1, 10
+#: and 50 (validate/scripts).
 _TAILS: dict[str, tuple[tuple[str, str, str], tuple[str, str, str]]] = {
     "cifar10": (("111", "111", "555"), ("111", "111", "111")),
     "cifar100": (("111", "111", "555"), ("121", "121", "111")),

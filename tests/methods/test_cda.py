@@ -90,3 +90,24 @@ def test_students_learn_in_batches_of_128_on_imagenet_and_as_sre2ls_elsewhere() 
 def test_a_curriculum_beyond_the_end_is_refused() -> None:
     with pytest.raises(UserError, match=r"cda: out of range: curriculum = 1\.5"):
         get("cda").for_dataset("imagenet1k", 10, {"curriculum": 1.5})
+
+
+def test_sre2l_partition_by_class_is_another_objective() -> None:
+    """The reference's multi-GPU script: a batch holds several images of few classes."""
+    job = job_for(get("sre2l"), ipc=3)
+    seen: list[synthesis.Composition] = []
+    with pytest.MonkeyPatch.context() as patch:
+        original = synthesis.distill
+        patch.setattr(synthesis, "distill", lambda job, plan: (seen.append(plan), original(job, plan))[1])
+        made = get("sre2l")(**SHORT, partition="class").synthesize(job)
+    assert [s.tolist() for s in seen[0].partition[:2]] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    slots = get("sre2l")(**SHORT).synthesize(job_for(get("sre2l"), ipc=3))
+    assert not torch.equal(made.images, slots.images)
+
+
+def test_sre2l_quirk_labels_cifar_in_training_mode() -> None:
+    for quirks, part in ((False, 0), (True, 128)):
+        method = get("sre2l").for_dataset("cifar100", 10, {"reference_quirks": quirks})
+        assert method.label_recipe("cifar100", 100, 10).part == part
+        assert method.recipe("cifar100", 100, 10, "resnet18_cifar").batch == 128
+        assert method.label_recipe("imagenet1k", 1000, 10).part == 0

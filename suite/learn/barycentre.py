@@ -100,16 +100,14 @@ def class_barycentres(job: Job) -> torch.Tensor:
     return torch.cat(rows).float().to(job.device)
 
 
-def barycentre_term(job: Job, weight: float) -> Callable[[Seen], torch.Tensor]:
+def barycentre_term(points: torch.Tensor, weight: float) -> Callable[[Seen], torch.Tensor]:
     """WMDD's feature term: the distance of a batch's penultimate features from the points of their slots.
 
     It is the Frobenius norm over the whole batch, neither squared nor averaged; zero, with gradient zero, where they
     agree.
+
+    Args:
+        points: [classes * IPC, D], class-major, on the device of the synthesis.
+        weight: Multiplies the norm.
     """
-    points = class_barycentres(job)
-
-    def term(seen: Seen) -> torch.Tensor:
-        apart = seen.features - points[seen.slots].to(seen.features.dtype)
-        return weight * torch.linalg.vector_norm(apart.float() if apart.dtype != torch.float64 else apart)
-
-    return term
+    return lambda seen: weight * torch.linalg.vector_norm(seen.features - points[seen.slots])

@@ -17,6 +17,10 @@ from suite.spec.datasets import dataset
 TOLERANCE = 1.0
 #: Teachers of papers that name no single network: they stand beside any teacher, as does none at all.
 _ANY = ("unspecified", "ensemble")
+#: Kinds of labels in papers' tables, by label policy; all others are labels of a teacher on the student's views.
+_KINDS = {"hard": "hard", "vector": "soft-static"}
+#: What other papers call a method of the suite: random images with one soft label each are label-worth.
+_KNOWN_AS = {("random", "soft-static"): "labelworth"}
 _COLUMNS = (
     "method",
     "dataset",
@@ -88,20 +92,24 @@ class Published:
         if (row["metric"], row["unit"], row["confidence"]) != ("top1", "%", "read") or row["ipc"] == "full":
             return
         try:
-            at = (_name(row["method"]), row["dataset"], int(row["resolution"]), int(row["ipc"]), _name(row["student"]))
+            name, size = _name(row["method"]), int(row["resolution"])
+            labels = row["label_mode"].split(" ")[0]  # `soft-fkd pruned 40x` is what a pruned stream is
+            name = _KNOWN_AS.get((name, labels), name)
+            at = (name, row["dataset"], size, int(row["ipc"]), _network(row["student"], size))
             value, sd = float(row["value"]), float(row["std"] or 0.0)
         except ValueError as error:
             raise DataError(f"not a number: {error}", where=where) from error
         if not (0 <= value <= 100 and 0 <= sd < math.inf):
             raise DataError(f"{value} ± {sd} is not a percentage", where=where)
         own = row["source_title"].lower().split(" ")[0] == row["method"].lower()
-        self._found.setdefault(at, []).append(_Number(_name(row["teacher"]), row["label_mode"], value, sd, own))
+        self._found.setdefault(at, []).append(_Number(_network(row["teacher"], size), labels, value, sd, own))
 
     def beside(self, line: Mapping[str, Any]) -> Beside | None:
         """What papers report for a line of the accuracy leaderboard; None for other protocols and where nothing is.
 
         Numbers of the method's own paper or repository go before those that other papers measured. Hard labels are
-        compared with hard ones only, and labels of a teacher on the student's views (FKD) with such.
+        compared with hard ones only, one soft label an image with such, and labels of a teacher on the student's views
+        (FKD) with such.
         """
         if line["protocol"] != "paper" or not line["n"]:
             return None
@@ -109,12 +117,12 @@ class Published:
             size = dataset(line["dataset"]).size
         except UserError:
             return None  # a row of a suite that knew other datasets
-        at = (_name(line["method"]), line["dataset"], size, line["ipc"], _name(line["student"]))
-        kinds = ("unspecified", "hard" if line["labels"] == "hard" else "soft-fkd")
+        at = (_name(line["method"]), line["dataset"], size, line["ipc"], _network(line["student"], size))
+        kinds, teacher = ("unspecified", _KINDS.get(line["labels"], "soft-fkd")), _network(line["teacher"], size)
         fitting = [
             x
             for x in self._found.get(at, [])
-            if x.labels in kinds and (x.teacher in ("", _name(line["teacher"])) or x.teacher.startswith(_ANY))
+            if x.labels in kinds and (x.teacher in ("", teacher) or x.teacher.startswith(_ANY))
         ]
         if not fitting:
             return None
@@ -123,5 +131,14 @@ class Published:
 
 
 def _name(text: str) -> str:
-    """`MobileNetV2`, `mobilenet_v2` and `resnet18_cifar`, `ResNet18` are the same networks in papers' tables."""
-    return re.sub(r"[^a-z0-9]", "", text.lower().removesuffix("_cifar"))
+    """`K-Center` and `kcenter` are the same method, `SRe2L++` is `sre2lpp` and not `SRe2L`."""
+    return re.sub(r"[^a-z0-9]", "", text.lower().replace("+", "p"))
+
+
+def _network(text: str, size: int) -> str:
+    """`MobileNetV2`, `mobilenet_v2` and `resnet18_cifar`, `ResNet18` are the same networks in papers' tables.
+
+    So are ConvNets of either normalisation. A `ConvNet` without a number has as many blocks as leave 4 x 4 pixels.
+    """
+    name = _name(re.sub(r"_cifar$|(?<=^convnet\d)_(in|bn)$", "", text.lower()))
+    return f"convnet{size.bit_length() - 3}" if name == "convnet" else name

@@ -81,6 +81,32 @@ def test_other_cells_other_labels_and_recalled_numbers_are_not_compared_with(tmp
     assert "published" not in {c.name for c in table.columns}
 
 
+@pytest.mark.parametrize(
+    ("cell", "row"),
+    [
+        (("sre2lpp", "cifar10", "resnet18_cifar", "stored"), "SRe2L++,cifar10,32,10,ResNet18,ResNet18,soft-fkd"),
+        (("kcenter", "cifar10", "convnet3_in", "hard"), "K-Center,cifar10,32,10,-,ConvNet3,hard"),
+        (("herding", "tinyimagenet", "convnet4", "hard"), "Herding,tinyimagenet,64,10,ConvNet,ConvNet,hard"),
+        (("lpld", "imagenet1k", "resnet18", "stored"), "LPLD,imagenet1k,224,10,ResNet18,ResNet18,soft-fkd pruned 40x"),
+        (
+            ("label_worth", "cifar100", "convnet3", "vector"),
+            "Random,cifar100,32,10,ConvNet,ConvNet,soft-static (no CutMix)",
+        ),
+    ],
+)
+def test_names_of_papers_and_of_the_suite_are_the_same_methods_and_networks(
+    tmp_path: Path, cell: tuple[str, str, str, str], row: str
+) -> None:
+    papers = published(tmp_path, f"{row},top1,42,,%,a paper,Table,read")
+    method, data, network, labels = cell
+    line = {"protocol": "paper", "n": 1, "ipc": 10, "dataset": data, "teacher": network, "labels": labels}
+    assert papers.beside({**line, "student": network, "method": method}) is not None
+    for other in ("sre2l", "random"):
+        assert papers.beside({**line, "student": network, "method": other}) is None
+    for wrong in {"hard", "vector", "stored"} - {labels}:
+        assert papers.beside({**line, "student": network, "method": method, "labels": wrong}) is None
+
+
 def test_other_protocols_are_not_compared_with_papers(tmp_path: Path) -> None:
     papers = published(tmp_path, "RDED,imagenet1k,224,10,ResNet18,ResNet18,soft-fkd,top1,42,,%,t,w,read")
     rows = {r["protocol"]: r for r in accuracy(papers, record("rded"), record("rded", protocol="matched")).rows}

@@ -73,8 +73,8 @@ def in_parts(
 ) -> DistilledSet:
     """Distill the batches that have equal rounds together, and put the parts into one set.
 
-    There is one part only where the batch is a multiple of IPC and divides the set. Parts draw from streams of their
-    own.
+    There is one part where the batch is a multiple of IPC and divides the set. Several parts draw from streams of their
+    own, and have no checkpoint: one file cannot say which of them was interrupted.
 
     Args:
         job: The synthesis.
@@ -87,10 +87,12 @@ def in_parts(
         parts.setdefault(rounds(slots), []).append(slots)
     facts, done = job.dataset, 0
     total = sum(r.iterations * len(some) for r, some in parts.items())
+    checkpoint = job.checkpoint if len(parts) == 1 else None
     images = torch.empty(facts.classes * job.ipc, 3, facts.size, facts.size, dtype=torch.uint8)
     for number, (same, some) in enumerate(parts.items()):
         seed = job.generator("part", number).initial_seed() if number else job.seed
-        made = distill(replace(job, seed=seed, progress=_after(done, total, job.progress)), some, same)
+        part = replace(job, seed=seed, checkpoint=checkpoint, progress=_after(done, total, job.progress))
+        made = distill(part, some, same)
         where = torch.cat(some)
         images[where] = made.images[where]
         done += same.iterations * len(some)

@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from suite.errors import DataError, UserError
 from suite.learn import synthesis
 from suite.learn.committee import committees
+from suite.learn.critics import bn_critic
 from suite.learn.initial import noise
 from suite.learn.job import Job
 from suite.learn.patches import PatchStart
@@ -82,6 +84,41 @@ def test_weights_of_pairs_and_labels_are_the_references() -> None:
 
 def test_equal_priors_give_halves() -> None:
     assert softmax((50.0, 50.0), 5.0) == (0.5, 0.5) and softmax((42.0,), 5.0) == (1.0,)
+
+
+class Voter(nn.Module):
+    """A network of the golden vectors: convolution, BatchNorm, ReLU, mean, linear layer."""
+
+    def __init__(self, data: dict[str, torch.Tensor], number: int) -> None:
+        super().__init__()
+        weights = {k.removeprefix(f"bssl.net{number}."): v for k, v in data.items() if f"bssl.net{number}." in k}
+        weights |= {k.removeprefix(f"recover.net{number}."): v for k, v in data.items() if f"recover.net{number}." in k}
+        out, classes = len(weights["b.bias"]), len(weights["f.bias"])
+        self.c, self.b, self.f = (
+            nn.Conv2d(3, out, 3, padding=1, bias=False),
+            nn.BatchNorm2d(out),
+            nn.Linear(out, classes),
+        )
+        self.double().load_state_dict({"b.num_batches_tracked": torch.tensor(0), **weights})
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.f(torch.relu(self.b(self.c(x))).mean((2, 3)))
+
+
+def test_weighted_losses_and_their_gradient_are_the_references() -> None:
+    data = golden("cvdd")
+    x, y, shares = data["recover.x"].requires_grad_(), data["recover.y"], data["recover.weights"]
+    total = torch.zeros((), dtype=torch.float64)
+    for k, share in enumerate(shares):
+        critic = bn_critic(Teacher("net", Voter(data, k), (0.0,) * 3, (1.0,) * 3), 0.01, 10.0)
+        ce, term = critic.judge(x, y, torch.arange(len(x)), "fp32")
+        critic.close()
+        torch.testing.assert_close(ce.mean(), data["recover.ce"][k], atol=1e-9, rtol=0)
+        torch.testing.assert_close(term, 0.01 * data["recover.bn_x10"][k], atol=1e-9, rtol=0)
+        total = total + share * (ce.mean() + term)
+    torch.testing.assert_close(total, data["recover.loss"], atol=1e-9, rtol=0)
+    (gradient,) = torch.autograd.grad(total, x)
+    torch.testing.assert_close(gradient, data["recover.grad"], atol=1e-9, rtol=0)
 
 
 def test_at_ipc_10_every_unordered_pair_serves_once_in_the_papers_order(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from suite.errors import DataError, UserError
 from suite.learn import synthesis
 from suite.learn.early_late import first_rounds, rounds_of
+from suite.learn.handover import Checkpoint
 from suite.learn.initial import RankedStart, per_class, rank, true_class_scores
 from suite.learn.recovery import recover, shrinking, smallest_area
 from suite.learn.synthesis import BETAS, EPS, BatchRun, by_class, cosine
@@ -148,7 +150,7 @@ def test_late_images_are_unchanged_until_their_round_and_change_in_it() -> None:
     original = synthesis.distill
 
     def watched(job: Any, composition: synthesis.Composition) -> Any:
-        run = BatchRun(job, composition, 0, slots, watch=lambda t, x: seen.append(x.clone()))
+        run = BatchRun(job, composition, [0], watch=lambda t, x: seen.append(x.clone()))
         run.run()
         return original(job, composition)
 
@@ -213,6 +215,16 @@ def test_progress_of_batches_with_unequal_rounds_never_goes_back() -> None:
     job.progress = lambda at, total: told.append((at, total))
     get("delt")(**SCALED, batch=8).synthesize(job)
     assert told == sorted(told) and len({total for _, total in told}) == 1 and told[-1][0] == told[-1][1]
+
+
+@pytest.mark.parametrize(("batch", "kept"), [(20, True), (8, False)])
+def test_only_sets_in_one_part_have_a_checkpoint(batch: int, kept: bool, tmp_path: Path) -> None:
+    """Parts with rounds of their own would overwrite each other's; the images are the same without."""
+    method = get("delt")(**SCALED, batch=batch)
+    plain = method.synthesize(tiny_job(ipc=10, classes=2))
+    job = tiny_job(ipc=10, classes=2, checkpoint=Checkpoint(tmp_path / "state", seconds=0.0))
+    assert torch.equal(method.synthesize(job).images, plain.images)
+    assert (tmp_path / "state").exists() == kept
 
 
 def test_rounds_that_do_not_divide_the_iterations_are_refused() -> None:

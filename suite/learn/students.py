@@ -36,7 +36,7 @@ class Ema:
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        self.live = list(model.parameters())
+        self.live: list[torch.Tensor] = list(model.parameters())
         self.average = [p.detach().clone() for p in self.live]
         self.decay = decay
 

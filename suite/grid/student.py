@@ -12,7 +12,7 @@ from suite.grid.overrides import Rule, label_values, student_values
 from suite.grid.places import Places
 from suite.methods import Method
 from suite.spec.datasets import dataset
-from suite.spec.recipes import LabelRecipe, Labels, RelabelRecipe, StudentRecipe, matched_recipe
+from suite.spec.recipes import WHOLE, LabelRecipe, Labels, RelabelRecipe, StudentRecipe, matched_recipe
 from suite.spec.storage import stream_shape
 
 #: Images that teachers see at a time when they make a vector for each; part of what `norm` and `part` mean there.
@@ -99,7 +99,7 @@ class StudentPlanner:
         if labels == "stored":
             relabel = self._stored(recipe, label, images, rules)
         elif labels == "vector":
-            relabel = RelabelRecipe(1, min(VECTOR_BATCH, images), (1.0, 1.0), False, False, label)
+            relabel = RelabelRecipe(1, min(VECTOR_BATCH, images), WHOLE, False, False, label)
         batch = recipe.batch if labels != "vector" else VECTOR_BATCH
         if label.part > batch:
             raise UserError(

@@ -17,9 +17,9 @@ from suite.learn import models, views
 from suite.learn.job import generator
 from suite.learn.schedules import factor
 from suite.learn.validation import Score, Validation, autocast, centre, seeded
-from suite.learn.view_plans import RATIO, WHOLE
+from suite.learn.view_plans import RATIO
 from suite.spec.datasets import Dataset
-from suite.spec.recipes import TeacherRecipe
+from suite.spec.recipes import WHOLE, TeacherRecipe
 from suite.spec.stages import TeacherSpec
 
 if TYPE_CHECKING:

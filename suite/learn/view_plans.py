@@ -16,12 +16,10 @@ from suite.learn import augmentation, dsa, views
 from suite.learn.job import generator
 from suite.learn.models import normalise
 from suite.spec.datasets import Dataset
-from suite.spec.recipes import RelabelRecipe, StudentRecipe
+from suite.spec.recipes import WHOLE, RelabelRecipe, StudentRecipe
 
 #: Aspect ratios of RandomResizedCrop, as torchvision and every paper here use them.
 RATIO = (3 / 4, 4 / 3)
-#: An area range in which RandomResizedCrop is the identity on square images.
-WHOLE = (1.0, 1.0)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,9 @@ Loss = Literal["kl", "mse_gt", "ce"]
 Augment = Literal["none", "randaugment", "dsa"]
 Labels = Literal["hard", "vector", "online", "stored"]
 
+#: An area range in which RandomResizedCrop is the identity on square images.
+WHOLE = (1.0, 1.0)
+
 
 @dataclass(frozen=True, slots=True)
 class StudentRecipe:
@@ -86,11 +89,12 @@ class LabelRecipe:
     Attributes:
         ensemble: Of several teachers: `mean` of raw logits; `norm`: logits scaled to the teachers' mean Frobenius norm
             first (G-VBSM); `weighted`: with `weights` (CV-DD).
-        weights: One a teacher, for `weighted`.
+        weights: One a teacher, for `weighted`, with sum 1. Those of a method belong to its paper's teachers: with
+            others they are refused until a grid sets `label.ensemble` or `label.weights`.
         part: Images whose BatchNorm statistics the teachers use instead of their running ones (CV-DD's batch-specific
-            soft labels, in parts of this many images); 0 for teachers in eval mode.
+            soft labels, in parts of this many images); 0 for running statistics. Dropout is off in both cases.
         prune: Share of a stored stream's batches that is left out (LPLD), in [0, 1).
-        temperature: `vector` stores softmax(logits / temperature).
+        temperature: `vector` stores softmax(logits / temperature), in fp16.
     """
 
     ensemble: Literal["mean", "norm", "weighted"] = "mean"

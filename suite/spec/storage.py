@@ -20,12 +20,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import prod
 
-from suite.spec.recipes import LabelRecipe, RelabelRecipe
+from suite.spec.recipes import WHOLE, LabelRecipe, RelabelRecipe
 
 #: Safetensors types of the arrays that label files hold, and their bytes.
 ITEM_BYTES = {"F64": 8, "I32": 4, "F16": 2, "I16": 2, "U8": 1}
-#: An area range in which RandomResizedCrop is the identity on square images.
-WHOLE = (1.0, 1.0)
 #: Bytes of the zip container of one record as the references write it (torch 2.13; it varies between versions).
 REFERENCE_CONTAINER = 2_357
 Shapes = dict[str, tuple[str, tuple[int, ...]]]

@@ -102,7 +102,7 @@ def test_a_student_learns_from_a_teacher_under_cutmix() -> None:
     model = models.build("convnet3_w32", 10, 16)
     model.load_state_dict(state)
     labels = OnlineLabels([Teacher("convnet3_w32", model, DIGITS.mean, DIGITS.std)])
-    recipe = StudentRecipe(epochs=None, steps=300, batch=50, crop=(0.5, 1.0), flip=False, evaluations=1)
+    recipe = StudentRecipe(epochs=None, steps=150, batch=50, crop=(0.5, 1.0), flip=False, evaluations=1)
     numbers = train(recipe, labels, arch="convnet3_w32", distilled=some_digits(10))
     assert numbers["accuracy_last"] > 70
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from suite.learn.job import Job
 from suite.learn.views import rrc_boxes
 from suite.methods import get
 from suite.spec.datasets import REGISTRY
+from suite.spec.recipes import StudentRecipe
 from tests.learn.synthesis_parts import DigitImages, small_teacher, tiny_job
 
 
@@ -148,3 +150,29 @@ def test_rded_recipe_is_the_papers_table(base: str, ipc: int, student: str, batc
     assert (recipe.batch, recipe.lr, recipe.patch_shuffle) == (batch, lr, factor)
     assert (recipe.schedule, recipe.temperature, recipe.epochs) == ("cosine_half", 20, 300)
     assert recipe.crop == (1 / factor, 1)
+
+
+@pytest.mark.parametrize("name", ["random", "herding", "kcenter", "forgetting"])
+def test_hard_label_baselines_learn_as_in_dataset_condensation_or_as_decoupled_methods(name: str) -> None:
+    def recipe(base: str, ipc: int) -> StudentRecipe:
+        return get(name).for_dataset(base, ipc).recipe(base, REGISTRY[base].classes, ipc, "convnet3")
+
+    small = recipe("cifar10", 50)
+    assert (small.optimizer, small.lr, small.momentum, small.weight_decay) == ("sgd", 0.01, 0.9, 5e-4)
+    assert (small.schedule, small.milestones, small.gamma, small.decay_all) == ("step", (0.5,), 0.1, True)
+    assert (small.epochs, small.batch, small.augment, small.cutmix) == (1000, 256, "dsa", False)
+    assert recipe("cifar10", 1).batch == 10 and not recipe("digits", 1).flip
+    for base in ("tinyimagenet", "imagenet1k"):
+        large = recipe(base, 10)
+        assert (large.optimizer, large.epochs, large.batch, large.loss) == ("adamw", 300, 100, "ce")
+        assert large.cutmix and large.crop == (0.25, 1.0) and large.augment == "none"
+
+
+@pytest.mark.parametrize(
+    ("base", "crop"), [("cifar10", (1.0, 1.0)), ("tinyimagenet", (0.5, 1.0)), ("imagenet1k", (0.5, 1.0))]
+)
+def test_random_soft_learns_as_rded_without_patch_shuffle(base: str, crop: tuple[float, float]) -> None:
+    classes = REGISTRY[base].classes
+    mine = get("random_soft").for_dataset(base, 10).recipe(base, classes, 10, "mobilenet_v2")
+    rded = get("rded").for_dataset(base, 10).recipe(base, classes, 10, "mobilenet_v2")
+    assert mine == replace(rded, patch_shuffle=1, crop=crop)

@@ -17,7 +17,7 @@ from suite.methods import get
 from suite.spec.recipes import RelabelRecipe
 from suite.spec.storage import stream_shape
 from tests.helpers import golden
-from tests.learn.synthesis_parts import DigitImages, small_teacher, tiny_job
+from tests.learn.synthesis_parts import DigitImages, small_teacher
 from tests.methods.class_wise import asked, by_hand, compositions
 from tests.methods.contract import job_for
 
@@ -125,6 +125,14 @@ def test_the_share_of_labels_is_no_part_of_the_images() -> None:
     assert not any("prune" in name for name in parameters(get("lpld")))
 
 
-def test_a_synthesis_needs_no_real_images() -> None:
-    job = tiny_job(ipc=2)
-    assert "real" not in get("lpld").needs and job.real is not None
+@pytest.mark.parametrize("name", ["lpld", "wmdd"])
+def test_batches_side_by_side_make_the_images_that_they_make_alone(name: str) -> None:
+    """Several classes in one forward pass keep their own statistics, points and crops."""
+    made = []
+    for stack in (1, 40):
+        job = job_for(get(name), ipc=2)
+        job.stack = stack
+        values = {"iterations": 5, "lr": 0.1, "bn_weight": 0.5, "batch": 2, "flip": False}
+        made.append(get(name)(**values).synthesize(job).images.int())
+    apart = (made[0] - made[1]).abs()
+    assert apart.max() <= 1 and (apart > 0).float().mean() < 0.01

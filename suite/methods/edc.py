@@ -122,7 +122,7 @@ class EDC(Method):
             "cifar10": {**few, "crop": (0.08, 1.0), **(steps if ipc < 10 else {})},
             "cifar100": {**few, **sgd},
             "tinyimagenet": {**few, **sgd, "epochs": 300, "batch": 100, "schedule": "cosine_half"},
-            "digits": {"flip": False},
+            "digits": {"batch": 20, "flip": False},
         }
         values = {"batch": 100, "schedule": "cosine_half", "crop": (0.5, 1.0), **by_base.get(base, {})}
         values["batch"] = min(values["batch"], ipc * classes)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch.nn import functional as F
 
 from suite.learn.flatness import AveragedViews, flatness_loss
+from suite.learn.handover import Checkpoint
 from suite.learn.view_policies import RandomViews
 from suite.methods import get
 from tests.helpers import golden
@@ -77,3 +80,37 @@ def test_a_strong_term_holds_predictions_closer_to_those_of_the_average() -> Non
 def test_batches_side_by_side_meet_their_own_average() -> None:
     one, side_by_side = images(flatness=50.0)[0], images(flatness=50.0, stack=20)[0]
     assert (one.int() - side_by_side.int()).abs().max() <= 2
+
+
+class Interrupted(Exception):
+    """What ends a synthesis after some checkpoints."""
+
+
+class Fragile(Checkpoint):
+    """Saves after every iteration, and fails after the seventh."""
+
+    saves = 0
+
+    def save(self, state: dict[str, Any]) -> None:
+        super().save(state)
+        self.saves += 1
+        if self.saves == 7:
+            raise Interrupted
+
+
+@pytest.mark.parametrize("name", ["edc", "gvbsm"])
+def test_an_interrupted_synthesis_goes_on_to_the_same_bits(tmp_path: Path, name: str) -> None:
+    """Averages of images and of statistics, dropped layers and the teachers' turn survive."""
+    extra: dict[str, Any] = {"flatness": 50.0, "start": "real"} if name == "edc" else {"drop_rate": 0.5, "roll": (0, 1)}
+    method = get(name)(iterations=5, batch=10, **extra)
+
+    def run(checkpoint: Checkpoint | None) -> tuple[torch.Tensor, int]:
+        job = job_for(get(name), teachers=2)
+        job.checkpoint = checkpoint
+        return method.synthesize(job).images, job.counters.forward_images
+
+    whole, passes = run(None)
+    with pytest.raises(Interrupted):
+        run(Fragile(tmp_path / "state", seconds=0.0))
+    resumed, counted = run(Checkpoint(tmp_path / "state"))
+    assert torch.equal(resumed, whole) and counted == passes

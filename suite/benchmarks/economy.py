@@ -6,8 +6,8 @@ starts; and `e2d_adaptive` with and without its two parts. Some sets are judged 
 All runs through the suite's own stages, one after the other on one device; a given `--store` keeps them, so that
 teachers, and whatever else is there already, are not made again.
 
-On two cores, in about 12 minutes:
-python -m suite.bench economy --dataset cifar10-n500 --source cifar10.tar.xz --json results/measured/economy.json
+On two cores, some 15 minutes (estimated from processor time; teachers are networks of seconds, see `--teacher`):
+python -m suite.bench economy --source cifar10.tar.xz --threads 2 --json results/measured/economy-cpu-2-cores.json
 """
 
 from __future__ import annotations
@@ -72,11 +72,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dataset", default="cifar10-n500", help="as in a grid (default cifar10-n500)")
     parser.add_argument("--source", type=Path, help="raw data; not needed if --store has the prepared dataset")
     parser.add_argument("--ipc", type=int, default=10)
-    parser.add_argument("--teacher", default="resnet10_cifar_w16+convnet3_w32", help="teachers in turn, joined by +")
-    parser.add_argument("--student", default="convnet3_w32")
+    parser.add_argument("--teacher", default="convnet3_w32+convnet3_w16", help="teachers in turn, joined by +")
+    parser.add_argument("--student", default="convnet3_w16")
     parser.add_argument("--seeds", type=int, default=3, help="seeds of the variants that are judged (default 3)")
-    parser.add_argument("--teacher-epochs", type=int, default=12)
-    parser.add_argument("--student-steps", type=int, default=500)
+    parser.add_argument("--teacher-epochs", type=int, default=10)
+    parser.add_argument("--student-steps", type=int, default=300)
     parser.add_argument("--per-class", type=int, default=200, help="real images a class behind the statistics")
     parser.add_argument("--divide", type=int, default=20, help="share of the iterations that `fixed` variants run")
     parser.add_argument("--patience", type=int, help="of e2d_adaptive, instead of its default")

@@ -1,4 +1,4 @@
-"""E2D with continuous batching and an end of exploration for each image: about half of E2D's forward passes."""
+"""E2D with continuous batching and an end of exploration for each image: half of E2D's forward passes or fewer."""
 
 from __future__ import annotations
 
@@ -39,6 +39,13 @@ class E2DAdaptive(E2D):
       set, the teacher in turn follows the stream's iteration, and images depend on those before them. Without it,
       batches stay independent. `roll` is one draw a stream's iteration.
     - At the end of the stream places run out of images; those that are done stay, and are updated as in E2D.
+
+    The default of `patience` comes from a short study (CIFAR-10, 500 images a class, IPC 10, ConvNet-3 of width 32 as
+    teacher and student, one set each, 300 student steps, one or two students, which differ by half a percent): E2D
+    190.6 passes an image and 48.3 %; continuous batching alone 169.6 and 47.5 %; patience 10 alone 87.4 and 48.5 %;
+    both, with patience 5, 10, 20 and 40: 38.6, 53.8, 81.6 and 109.2 passes, 48.5, 48.2, 47.9 and 48.1 %. The teacher's
+    cross-entropy of the images, 0.04 after E2D, is then 0.13, 0.10, 0.07 and 0.06: 10 is the middle way, 5 leaves
+    images less certain. `python -m suite.bench economy` measures it again.
 
     Attributes:
         continuous: Continuous batching.

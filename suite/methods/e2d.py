@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from suite.methods import Method, check_ranges, method
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from suite.learn.job import Job
     from suite.learn.synthesis import Composition
 
+_21K = {"imagenet21k": ("resnet18",)}
+_LABELS = {"imagenet1k": EDC.paper_label_teachers["imagenet1k"]} | _21K
 #: Fields that go on to EDC as they are.
 _SHARED = ("iterations", "lr", "weight", "first", "ema", "batch", "crop", "flip", "reference_quirks")
 
@@ -21,13 +24,12 @@ _SHARED = ("iterations", "lr", "weight", "first", "ema", "batch", "crop", "flip"
 @method(name="e2d", paper="arXiv:2602.15277", version=1, needs=("real", "teacher", "statistics"), labels="stored")
 @dataclass(frozen=True)
 class E2D(Method):
-    """Alahmadi, Gao, Wang and Xu, 2026: whole real images; exploration, exploitation and early stop; accelerated lr.
+    """Alahmadi, Gao, Wang and Xu, 2026: whole real images; exploration, exploitation, early stop; accelerated lr.
 
     Attributes:
-        branch: `edc`: batches class by class, EDC's soft category-aware matching with `statistics`, teachers in turn
-            (the paper's ImageNet-1K branch). `cda`: batches of one image a class, SRe2L's BatchNorm term, roll, pixels
-            in [0, 1] (its ImageNet-21K branch); statistics are given but not used. Views are normalised for the
-            teacher; the reference's ImageNet-21K teacher takes [0, 1] as it is.
+        branch: `edc`: class by class, EDC's matching with `statistics`, teachers in turn (the paper's ImageNet-1K
+            branch). `cda`: batches of one image a class, SRe2L's BatchNorm term, roll, pixels in [0, 1] (ImageNet-21K);
+            statistics are given but not used, and views normalised: the reference's 21K teacher takes [0, 1].
         iterations: Most updates of an image (T).
         explore: Last iteration of exploration (K); K + 1 iterations explore.
         threshold: A crop is remembered while its cross-entropy is above this (eps).
@@ -38,12 +40,10 @@ class E2D(Method):
         batch: Images that share matching statistics and the early stop; the reference's 80 over 4 GPUs are 20.
         crop: Area range of the random crops, one for each image.
         flip: Whether each image is flipped with probability one half, at the start and in every view.
-        roll: Smallest and largest circular shift of the views, one a batch and axis; (0, 0) for none.
-        start: Whole `real` images, drawn with replacement (the paper); in `edc`, for ablations, RDED's `mosaic`s with
-            EDC's settings, or `noise`.
-        reference_quirks: Reproduce the reference's defects (`edc`): the average starts at zero and is carried from one
-            batch to the next, as is the count of iterations that selects the teacher; class-wise patch means and
-            variances are exchanged. Otherwise the first statistics start the average of every batch.
+        roll: Range of the circular shift of the views, one a batch and axis.
+        start: Whole `real` images, drawn with replacement (the paper); to ablate `edc`: EDC's `mosaic`s or `noise`.
+        reference_quirks: The reference's defects (`edc`): the average starts at zero and is carried on to the next
+            batch, as is the count that selects the teacher; class-wise patch means and variances are exchanged.
     """
 
     branch: Literal["edc", "cda"] = "edc"
@@ -63,19 +63,12 @@ class E2D(Method):
 
     # Branch_ImageNet_1K/run.sh is the default; nothing is published below 224 px, where the same values serve (ours).
     paper_values: ClassVar[dict[tuple[str, int | None], dict[str, Any]]] = {
-        ("imagenet21k", None): dict(
-            branch="cda", iterations=400, explore=280, threshold=0.3, lr=0.005, weight=0.01, batch=80, roll=(0, 32)
-        ),
+        ("imagenet21k", None): dict(branch="cda", iterations=400, explore=280, threshold=0.3, lr=0.005)
+        | dict(weight=0.01, batch=80, roll=(0, 32)),
         ("digits", None): {"flip": False},
     }
-    paper_teachers: ClassVar[dict[str, tuple[str, ...]]] = {
-        "imagenet1k": EDC.paper_teachers["imagenet1k"],
-        "imagenet21k": ("resnet18",),
-    }
-    paper_label_teachers: ClassVar[dict[str, tuple[str, ...]]] = {
-        "imagenet1k": EDC.paper_label_teachers["imagenet1k"],
-        "imagenet21k": ("resnet18",),
-    }
+    paper_teachers: ClassVar[dict[str, tuple[str, ...]]] = {"imagenet1k": EDC.paper_teachers["imagenet1k"]} | _21K
+    paper_label_teachers: ClassVar[dict[str, tuple[str, ...]]] = _LABELS
     #: 656 GB of logits at IPC 10: the paper labels ImageNet-21K while training.
     paper_labels: ClassVar[dict[str, Labels]] = {"imagenet21k": "online"}
 
@@ -85,10 +78,9 @@ class E2D(Method):
         check_ranges(self, start=self.branch == "edc" or self.start == "real")
 
     def recipe(self, base: str, classes: int, ipc: int, student: str) -> StudentRecipe:
-        """The branch's recipe, with the accelerated schedule cos2: a cosine to 5/6, then a jump to a low linear tail.
+        """The accelerated schedule cos2: a cosine to 5/6, then a jump to a low linear tail; losses by branch.
 
-        1K: mean squared error of logits plus 0.025 cross-entropy with the un-mixed label, averaged weights; 21K: KL at
-        T = 20. On other datasets: the 1K recipe (ours).
+        1K, and other datasets (ours): squared error of logits plus .025 cross-entropy, averaged weights; 21K: KL, T 20.
         """
         shared: dict[str, Any] = {"batch": min(100, ipc * classes), "schedule": "cos2", "crop": (0.5, 1.0)}
         shared["flip"] = base != "digits"
@@ -97,7 +89,7 @@ class E2D(Method):
         return StudentRecipe(loss="mse_gt", ce_weight=0.025, ema=0.99, **shared)
 
     def image_iterations(self, ipc: int) -> float:
-        """At most `iterations`; early stops save some, which are counted when they happen."""
+        """At most `iterations`; what early stops save is counted when it happens."""
         return self.iterations
 
     def synthesize(self, job: Job) -> DistilledSet:
@@ -108,8 +100,6 @@ class E2D(Method):
 
     def compose(self, job: Job) -> Composition:
         """EDC's composition, or one of CDA's parts, with a box memory for every image."""
-        from functools import partial
-
         from suite.learn import critics, initial, synthesis
         from suite.learn.view_policies import MemoryViews
 

@@ -43,7 +43,7 @@ class E2D(Method):
         roll: Range of the circular shift of the views, one a batch and axis.
         start: Whole `real` images, drawn with replacement (the paper); to ablate `edc`: EDC's `mosaic`s or `noise`.
         reference_quirks: The reference's defects (`edc`): the average starts at zero and is carried on to the next
-            batch, as is the count that selects the teacher; class-wise patch means and variances are exchanged.
+            batch, as is the count that selects the teacher; class-wise patch moments are exchanged.
     """
 
     branch: Literal["edc", "cda"] = "edc"
@@ -69,11 +69,9 @@ class E2D(Method):
     }
     paper_teachers: ClassVar[dict[str, tuple[str, ...]]] = {"imagenet1k": EDC.paper_teachers["imagenet1k"]} | _21K
     paper_label_teachers: ClassVar[dict[str, tuple[str, ...]]] = _LABELS
-    #: 656 GB of logits at IPC 10: the paper labels ImageNet-21K while training.
-    paper_labels: ClassVar[dict[str, Labels]] = {"imagenet21k": "online"}
+    paper_labels: ClassVar[dict[str, Labels]] = {"imagenet21k": "online"}  # 656 GB of logits at IPC 10
 
     def __post_init__(self) -> None:
-        """Refuse, besides what all methods refuse, starts that the `cda` branch does not have."""
         super().__post_init__()
         check_ranges(self, start=self.branch == "edc" or self.start == "real")
 

@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from suite.data.distilled import DistilledSet
     from suite.learn.job import Job
 
-#: The paper's pool, in its order. Small sets use the same families: 3x3 stems, ShuffleNetV2 at width 0.5.
+#: The paper's pool, in its order, and the same families for small images: 3x3 stems, ShuffleNetV2 at width 0.5.
 POOL = ("resnet18", "resnet50", "shufflenet_v2_x1_0", "mobilenet_v2", "densenet121")
+SMALL_POOL = ("resnet18_cifar", "resnet50_cifar", "shufflenet_v2_x0_5", "mobilenet_v2", "densenet121")
 #: Prior performance of the pool in percent: accuracy of students of what SRe2L++ distills from each [inferred].
 PRIORS: dict[str, tuple[float, ...]] = {
     "cifar10": (63.0, 65.3, 68.5, 67.6, 67.4),
@@ -36,10 +37,9 @@ class CVDD(SRe2LPlusPlus):
 
     Every slot has a committee, whose members see the same views in every iteration: the loss is the sum of their
     SRe2L losses, weighted by the softmax of prior scores over `temperature`. Priors are known for the paper's five
-    families on its five datasets; where one of the teachers has none, all of them weigh the same (ours). With one
-    teacher this is SRe2L++. On all datasets but ImageNet-1K the grid's teachers serve, and label with equal weights
-    unless the grid sets `label.ensemble: weighted` and `label.weights`; for the paper's five these are
-    `softmax(PRIORS[dataset], LABEL_TEMPERATURE)`.
+    families on its five datasets; where one of the teachers has none, all of them weigh the same (ours): so it is on
+    Imagewoof, which takes Imagenette's pool (inferred). With one teacher this is SRe2L++. Teachers are trained as the
+    grid says; the reference has recipes of its own for each of the small sets.
 
     Attributes:
         voting: `random`: committees drawn for every slot (the paper's IPC 50), by the seed (the reference has none);
@@ -64,7 +64,10 @@ class CVDD(SRe2LPlusPlus):
         ("imagenette", 1): {"pair": POOL[3:]},
         ("cifar100", 1): {"pair": POOL[2:4]},
     }
-    paper_teachers: ClassVar[dict[str, tuple[str, ...]]] = {"imagenet1k": POOL}
+    paper_teachers: ClassVar[dict[str, tuple[str, ...]]] = {
+        **dict.fromkeys(("imagenet1k", "imagenette", "imagewoof"), POOL),
+        **dict.fromkeys(("cifar10", "cifar100", "tinyimagenet"), SMALL_POOL),
+    }
     paper_label_teachers: ClassVar[dict[str, tuple[str, ...]]] = paper_teachers
 
     def __post_init__(self) -> None:
@@ -74,10 +77,11 @@ class CVDD(SRe2LPlusPlus):
     def label_recipe(self, base: str, classes: int, ipc: int) -> LabelRecipe:
         """SRe2L++'s, with the sum of all teachers' logits weighted by the softmax of their priors over 10."""
         label = super().label_recipe(base, classes, ipc)
-        if base not in self.paper_label_teachers:
+        if self.voting == "single" and base in self.paper_label_teachers:
+            return replace(label, ensemble="weighted", weights=(1.0, 0.0, 0.0, 0.0, 0.0))
+        if base not in PRIORS:
             return label
-        weights = (1.0, 0.0, 0.0, 0.0, 0.0) if self.voting == "single" else softmax(PRIORS[base], LABEL_TEMPERATURE)
-        return replace(label, ensemble="weighted", weights=weights)
+        return replace(label, ensemble="weighted", weights=softmax(PRIORS[base], LABEL_TEMPERATURE))
 
     def synthesize(self, job: Job) -> DistilledSet:
         """SRe2L's recovery from patches, judged by the committee of a batch's slot."""

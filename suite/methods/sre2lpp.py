@@ -56,7 +56,10 @@ class SRe2LPlusPlus(Method):
         ("digits", None): {"iterations": 400, "lr": 0.1, "flip": False, "roll": (0, 1)}
         | {"patch": (0.5, 1.0), "crop": (0.5, 1.0)},
     }
-    paper_teachers: ClassVar[dict[str, tuple[str, ...]]] = {"imagenet1k": ("resnet18",)}
+    paper_teachers: ClassVar[dict[str, tuple[str, ...]]] = {
+        **dict.fromkeys(("imagenet1k", "imagenette"), ("resnet18",)),
+        **dict.fromkeys(("cifar10", "cifar100", "tinyimagenet"), ("resnet18_cifar",)),
+    }
     paper_label_teachers: ClassVar[dict[str, tuple[str, ...]]] = paper_teachers
 
     def __post_init__(self) -> None:

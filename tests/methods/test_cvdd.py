@@ -19,7 +19,7 @@ from suite.learn.job import Job
 from suite.learn.patches import PatchStart
 from suite.learn.teachers import Teacher
 from suite.methods import get
-from suite.methods.cvdd import LABEL_TEMPERATURE, POOL, PRIORS, family, priors, softmax
+from suite.methods.cvdd import LABEL_TEMPERATURE, POOL, PRIORS, SMALL_POOL, family, priors, softmax
 from suite.spec.datasets import REGISTRY
 from tests.helpers import golden
 from tests.learn.synthesis_parts import small_teacher, tiny_job
@@ -165,13 +165,26 @@ def test_at_ipc_1_other_committees_take_the_highest_priors(monkeypatch: pytest.M
 def test_stems_and_widths_of_small_sets_have_the_familys_priors_and_others_weigh_equally(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    small = ("resnet18_cifar", "resnet50_cifar", "shufflenet_v2_x0_5", "mobilenet_v2", "densenet121")
-    assert [family(a) for a in small] == list(POOL)
-    assert priors("cifar10", small) == PRIORS["cifar10"]
+    assert [family(a) for a in SMALL_POOL] == list(POOL)
+    assert priors("cifar10", SMALL_POOL) == PRIORS["cifar10"]
     assert priors("cifar10", ("resnet18_cifar", "convnet3")) == priors("digits", POOL[:2]) == (0.0, 0.0)
     assert family("resnet18_cifar_w16") is None and family("resnet101") is None
     found = votes(monkeypatch, named_job(("convnet3", "resnet18_cifar"), "cifar10", ipc=10))
     assert all(vote == [(0, 0.5), (1, 0.5)] for vote in found)
+
+
+def test_the_papers_five_teachers_recover_and_label_on_each_of_its_datasets() -> None:
+    method = get("cvdd")
+    for base, scores in PRIORS.items():
+        archs = method.paper_teachers[base]
+        assert archs == method.paper_label_teachers[base] and priors(base, archs) == scores
+        label = method.for_dataset(base, 10).label_recipe(base, REGISTRY[base].classes, 10)
+        assert (label.ensemble, label.weights) == ("weighted", softmax(scores, LABEL_TEMPERATURE))
+        assert family(get("sre2lpp").paper_teachers[base][0]) == "resnet18" == family(archs[0])
+    woof = method.for_dataset("imagewoof", 10).label_recipe("imagewoof", 10, 10)
+    assert method.paper_teachers["imagewoof"] == POOL and woof.ensemble == "mean", "no priors, equal weights"
+    single = method.for_dataset("cifar10", 10, {"voting": "single"}).label_recipe("cifar10", 10, 10)
+    assert single.weights == (1.0, 0.0, 0.0, 0.0, 0.0), "SRe2L++: ResNet-18 alone"
 
 
 def test_cvdd_of_one_teacher_or_with_single_voting_equals_sre2lpp() -> None:

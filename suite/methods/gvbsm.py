@@ -37,7 +37,8 @@ class GVBSM(Method):
 
     Recovery teachers are trained as the grid says; the reference's are weaker on CIFAR, where they label here
     (`label_teacher`). Statistics and densification are those of a batch; the reference densifies over the batches of
-    its two GPUs. ImageNet subsets have ImageNet-1K's values (inferred); digits' are ours.
+    its two GPUs. Real statistics of small sets are those of whole, flipped images (the `statistics` stage); the
+    reference pads and crops them, too. ImageNet subsets have ImageNet-1K's values (inferred); digits' are ours.
 
     Attributes:
         iterations: Updates of every image (T).
@@ -111,8 +112,8 @@ class GVBSM(Method):
         return StudentRecipe(loss="mse_gt", **values)
 
     def label_recipe(self, base: str, classes: int, ipc: int) -> LabelRecipe:
-        """ImageNet: the mean of logits that are scaled to equal Frobenius norms; small sets: the plain mean."""
-        return LabelRecipe(ensemble="norm" if base.startswith("imagenet") else "mean")
+        """ImageNet and its subsets: the mean of logits scaled to equal Frobenius norms; small sets: the plain mean."""
+        return LabelRecipe(ensemble="norm" if base.startswith("image") else "mean")
 
     def label_teacher(self, base: str, ipc: int) -> Mapping[str, Any]:
         """The small sets' weak teachers. Of Tiny-ImageNet's the reference happens to keep the 41st of 50 epochs."""

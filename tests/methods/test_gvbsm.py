@@ -193,6 +193,12 @@ def test_recipes_are_the_scripts(base: str, expected: tuple[Any, ...]) -> None:
     assert get("gvbsm").label_policy(base, "paper") == "stored"
 
 
+def test_logits_are_scaled_to_equal_norms_on_every_subset_of_imagenet() -> None:
+    found = {b: get("gvbsm")().label_recipe(b, facts.classes, 10).ensemble for b, facts in REGISTRY.items()}
+    assert {b for b, ensemble in found.items() if ensemble == "norm"} == {b for b in REGISTRY if b.startswith("image")}
+    assert {"imagewoof", "imagenette", "imagenet100"} <= {b for b, ensemble in found.items() if ensemble == "norm"}
+
+
 def test_teachers_of_cifar10_are_weak_on_purpose() -> None:
     fields = get("gvbsm")().label_teacher("cifar10", 10)
     assert (fields["epochs"], fields["weight_decay"], fields["schedule"]) == (5, 0.0, "constant")

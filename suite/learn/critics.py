@@ -118,17 +118,18 @@ def feature_critics(
             global_weight=1 - class_weight,
             class_weight=class_weight,
             first=first,
+            weight=weight,
             drop_rate=drop_rate,
             draws=partial(job.generator, "drops", number),
             device=job.device,
         )
         taps = Taps(teacher.model, statistics.kinds, statistics.patch)
-        critics.append(_critic(taps, _weighted(matcher, weight), extra, matcher))
+        critics.append(_critic(taps, _matched(matcher), extra, matcher))
     return critics
 
 
-def _weighted(matcher: FeatureMatcher, weight: float) -> Term:
-    return lambda seen: weight * matcher(seen.stats, seen.labels)
+def _matched(matcher: FeatureMatcher) -> Term:
+    return lambda seen: matcher(seen.stats, seen.labels)
 
 
 def _critic(taps: Taps, matching: Term | None, extra: Term | None, *parts: Any) -> Critic:

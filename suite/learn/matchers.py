@@ -80,7 +80,13 @@ def bn_loss(stats: BatchStats, running: torch.Tensor | Pairs, first: float = 10.
 
 
 def _weighted(terms: torch.Tensor, first: float) -> torch.Tensor:
-    return terms.sum() + (first - 1) * terms[0]
+    return terms @ _multipliers(len(terms), first, terms.device, terms.dtype)
+
+
+@lru_cache(maxsize=64)
+def _multipliers(layers: int, first: float, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    with torch.inference_mode(False):
+        return torch.tensor([first] + [1.0] * (layers - 1), device=device, dtype=dtype)
 
 
 def class_bn_loss(
@@ -137,6 +143,7 @@ class FeatureMatcher:
         global_weight: Weight of the global distance.
         class_weight: Weight of the class-wise distance.
         first: Multiplier of the first layer in module order, usually the convolution that sees the image itself.
+        weight: Multiplier of the whole term.
         drop_rate: Probability with which a convolution is left out of a call (G-VBSM); its average then rests
             (inferred).
         draws: Maps the number of an image batch to the generator of its drops; needed with a drop rate.
@@ -157,6 +164,7 @@ class FeatureMatcher:
         global_weight: float = 0.5,
         class_weight: float = 0.5,
         first: float = 10.0,
+        weight: float = 1.0,
         drop_rate: float = 0.0,
         draws: Callable[[int], torch.Generator] | None = None,
         device: torch.device | str = "cpu",
@@ -187,7 +195,7 @@ class FeatureMatcher:
         multipliers[0] = first
         distances = torch.tensor([w for w in (global_weight, class_weight) if w], dtype=dtype)
         self._plain = distances.to(device)[:, None, None, None]
-        self._weights = self._plain * multipliers.to(device)[self._owners]
+        self._weights = weight * self._plain * multipliers.to(device)[self._owners]
         self._droppable = torch.tensor([place.kind == CONV for place in self.places])
         self._of_labels: tuple[torch.Tensor, int, torch.Tensor] | None = None
         self.reset()
@@ -223,13 +231,10 @@ class FeatureMatcher:
         kept = self._kept() if self.drop_rate else None
         self._calls += 1
         q = self._through_average(stats.measured, kept)
-        targets = [self._target.expand_as(q)] if self.global_weight else []
-        if self._classes is not None:
-            targets.append(self._class_targets(labels, len(q)))
-        return segment_norms(torch.stack(targets) - q, self.lengths), kept
+        return segment_norms(self._targets(labels, len(q)) - q, self.lengths), kept
 
     def per_layer(self, stats: BatchStats, labels: torch.Tensor) -> torch.Tensor:
-        """Distances of the layers, [layers], before the first one's multiplier. Moves the average on by one call."""
+        """Distances of the layers, [layers], before all multipliers. Moves the average on by one call."""
         norms, kept = self._distances(stats, labels)
         weighted = norms * self._plain if kept is None else norms * self._plain * kept[:, None, self._owners]
         empty = norms.new_zeros(self._layers)
@@ -245,13 +250,14 @@ class FeatureMatcher:
         norms, kept = self._distances(stats, labels)
         return (norms * (self._weights if kept is None else self._weights * kept[:, None, self._owners])).sum()
 
-    def _class_targets(self, labels: torch.Tensor, groups: int) -> torch.Tensor:
-        """The class-wise targets of a batch, [G, 2, M]; they stay as long as the labels are the same tensor."""
+    def _targets(self, labels: torch.Tensor, groups: int) -> torch.Tensor:
+        """What a batch is matched with, [distances, G, 2, M]; it stays as long as the labels are the same tensor."""
         known = self._of_labels
         if known is None or known[0] is not labels or known[1] != groups:
-            assert self._classes is not None
-            known = labels, groups, self._classes[labels.view(groups, -1)].mean(dim=1)
-            self._of_labels = known
+            targets = [self._target.expand(groups, -1, -1)] if self.global_weight else []
+            if self._classes is not None:
+                targets.append(self._classes[labels.view(groups, -1)].mean(dim=1))
+            self._of_labels = known = labels, groups, torch.stack(targets)
         return known[2]
 
     def _kept(self) -> torch.Tensor:

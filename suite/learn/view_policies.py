@@ -80,15 +80,14 @@ class RandomViews:
             active: Which images of the batch these are; None for all.
         """
         keep = None if self.shared else active
-        boxes = self.box(t)
+        boxes, heads = self.box(t), None if self.flips is None else self.flips[t]
+        if keep is not None:
+            boxes, heads = (None if rows is None else rows[keep] for rows in (boxes, heads))
+        shift = None if self.shifts is None else (self.shifts[t][0], self.shifts[t][1])
         if boxes is not None:
-            x = crop_resize(x, boxes if keep is None else boxes[keep], self.size)
-        if self.flips is not None:
-            heads = self.flips[t]
-            x = flip(x, heads if keep is None else heads[keep])
-        if self.shifts is not None:
-            x = roll(x, *self.shifts[t])
-        return x
+            return crop_resize(x, boxes, self.size, heads, shift)
+        x = x if heads is None else flip(x, heads)
+        return x if shift is None else roll(x, *shift)
 
     def observe(self, t: int, ce: torch.Tensor) -> None:
         """Take note of the cross-entropies float [B] of the views of iteration t, measured before the update."""

@@ -8,6 +8,7 @@ depend on the device, and can be stored and replayed.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import torch
 from torch.nn import functional as F
@@ -69,40 +70,64 @@ def _central_box(height: int, width: int, ratio: tuple[float, float]) -> torch.T
     return torch.tensor([(height - h) // 2, (width - w) // 2, h, w])
 
 
-def crop_resize(x: torch.Tensor, boxes: torch.Tensor, out: int) -> torch.Tensor:
-    """Cut a box out of every image and resize it to a square, in one sampling operation.
+def crop_resize(
+    x: torch.Tensor,
+    boxes: torch.Tensor,
+    out: int,
+    flips: torch.Tensor | None = None,
+    shift: tuple[int, int] | None = None,
+) -> torch.Tensor:
+    """Cut a box out of every image, resize it to a square, flip and shift it, in one sampling operation.
 
-    Equal to slicing and `F.interpolate(mode="bilinear", align_corners=False, antialias=False)`. A source coordinate
-    never leaves its box, so neither values nor gradients leak in from outside it. Boxes larger than `out` are sampled
-    plainly; papers that go through Pillow smooth them first (`suite.learn.mosaics.antialiased_crops` does).
+    Equal to slicing and `F.interpolate(mode="bilinear", align_corners=False, antialias=False)`, then `flip` and `roll`.
+    A source coordinate never leaves its box, so neither values nor gradients leak in from outside it. Boxes larger than
+    `out` are sampled plainly; papers that go through Pillow smooth them first (`suite.learn.mosaics.antialiased_crops`
+    does).
 
     Args:
         x: Float [B, C, H, W].
         boxes: int64 [B, 4], or [1, 4] for one box that all images share: top, left, height, width. Two pixels or more
             a side, where the image is that large.
         out: Side of the result in pixels.
+        flips: bool [B], or [1]: which views are mirrored; None for none.
+        shift: Rows and columns by which all views are then shifted circularly.
 
     Returns:
         [B, C, out, out] in x's dtype; half precision is sampled in float32.
     """
     _check_float(x)
     work = x if x.dtype in (torch.float32, torch.float64) else x.float()
-    top, left, h, w = boxes.to(device=x.device, dtype=work.dtype).unbind(dim=1)
-    ys, xs = _coordinates(top, h, x.shape[2], out), _coordinates(left, w, x.shape[3], out)
-    n = len(boxes)
+    positions = _coordinates(boxes.to(device=x.device, dtype=work.dtype), tuple(x.shape[2:]), out)
+    ys, xs = positions.unbind(1)
+    if flips is not None:
+        xs = torch.where(flips.to(x.device)[:, None], xs.flip(1), xs)
+    if shift is not None and shift[0] % out:
+        ys = ys.roll(shift[0], 1)
+    if shift is not None and shift[1] % out:
+        xs = xs.roll(shift[1], 1)
+    n = max(len(xs), len(ys))
     grid = torch.stack((xs[:, None, :].expand(n, out, out), ys[:, :, None].expand(n, out, out)), dim=3)
     grid = grid.expand(len(x), out, out, 2)
     return F.grid_sample(work, grid, mode="bilinear", padding_mode="border", align_corners=False).to(x.dtype)
 
 
-def _coordinates(start: torch.Tensor, length: torch.Tensor, size: int, out: int) -> torch.Tensor:
-    """Source positions [n, out] along one axis, in grid_sample's units (-1 to 1)."""
-    steps = torch.arange(out, device=start.device, dtype=start.dtype) + 0.5
-    position = start[:, None] + steps * (length[:, None] / out) - 0.5
-    # A hair inside the box, more than the rounding of the units below: no weight ever falls on the pixel beyond.
-    hair = size * torch.finfo(start.dtype).eps
-    low, high = (start + hair)[:, None], (start + (length - 1 - hair).clamp(min=hair))[:, None]
-    return (2 * torch.clamp(position, low, high) + 1) / size - 1
+@lru_cache(maxsize=64)
+def _steps(sizes: tuple[int, ...], out: int, device: torch.device, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    """Pixel centres [out] of the result; for both axes [2, 1] a hair inside a box, and what scales to -1 to 1."""
+    with torch.inference_mode(False):
+        centres = torch.arange(out, device=device, dtype=dtype) + 0.5
+        size = torch.tensor(sizes, device=device, dtype=dtype)[:, None]
+        # A hair inside the box, more than the rounding of the units below: no weight ever falls on the pixel beyond.
+        return centres, size * torch.finfo(dtype).eps, size
+
+
+def _coordinates(boxes: torch.Tensor, sizes: tuple[int, ...], out: int) -> torch.Tensor:
+    """Source positions [n, 2, out] of rows and columns, in grid_sample's units (-1 to 1)."""
+    centres, hair, size = _steps(sizes, out, boxes.device, boxes.dtype)
+    start, length = boxes[:, :2, None], boxes[:, 2:, None]
+    position = (start + centres * (length / out)).sub_(0.5)
+    low, high = start + hair, start + (length - 1 - hair).clamp(min=hair)
+    return torch.clamp(position, low, high).mul_(2).add_(1).div_(size).sub_(1)
 
 
 def flip(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

@@ -242,3 +242,13 @@ def test_cutmix_sides_lose_a_pixel_when_odd():
     lam = 1 - (5.2 / 16) ** 2
     assert math.floor(16 * math.sqrt(1 - lam)) == 5
     assert views.cutmix_box(16, lam, 8, 8) == (6, 6, 10, 10)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_flips_and_shifts_of_a_crop_are_those_of_its_result(shared: bool) -> None:
+    x = torch.rand(4, 3, 12, 12)
+    boxes = torch.tensor([[1, 2, 7, 9], [0, 0, 12, 12], [3, 3, 5, 4], [2, 0, 6, 6]])[: 1 if shared else 4]
+    heads = torch.tensor([True, False, True, False])[: len(boxes)]
+    for shift in ((0, 0), (3, 0), (-2, 5), (12, 25)):
+        expected = views.roll(views.flip(views.crop_resize(x, boxes, 12), heads), *shift)
+        assert torch.equal(views.crop_resize(x, boxes, 12, heads, shift), expected)

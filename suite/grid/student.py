@@ -21,6 +21,18 @@ VECTOR_BATCH = 100
 _NOT_STORED: dict[str, Any] = {"pad": 0, "patch_shuffle": 1, "augment": "none"}
 #: For fields of a label recipe: the policy that alone uses them.
 _ONLY: Mapping[str, Labels] = {"prune": "stored", "temperature": "vector"}
+#: For fields of a student's recipe: the field, and the value of it, that alone uses them.
+_WITH: Mapping[str, tuple[str, str]] = {
+    "milestones": ("schedule", "step"),
+    "gamma": ("schedule", "step"),
+    "magnitude": ("augment", "randaugment"),
+    "temperature": ("loss", "kl"),
+    "squared": ("loss", "kl"),
+    "ce_weight": ("loss", "mse_gt"),
+    "momentum": ("optimizer", "sgd"),
+}
+#: Those that are refused where nothing uses them. Losses differ by labels, and the others are set for all of them.
+_REFUSED = ("milestones", "gamma", "magnitude")
 
 
 @dataclass(frozen=True)
@@ -56,6 +68,12 @@ def used(label: LabelRecipe, labels: Labels, teachers: int) -> LabelRecipe:
     return replace(label, **unused)
 
 
+def used_recipe(recipe: StudentRecipe) -> StudentRecipe:
+    """A student's recipe with defaults for everything that does not change its training, so that it splits no keys."""
+    unused = [name for name, (field, value) in _WITH.items() if getattr(recipe, field) != value]
+    return replace(recipe, **{name: getattr(StudentRecipe(), name) for name in unused})
+
+
 class StudentPlanner:
     """Makes students of cells.
 
@@ -87,6 +105,8 @@ class StudentPlanner:
         for rule in rules:
             labels = rule.labels or labels
         recipe = self._loss(cell, replace(recipe, **student_values(rules)), labels, rules)
+        self._check_recipe(cell, recipe, rules)
+        recipe = used_recipe(recipe)
         if labels == "hard":
             self._check_used({}, labels, cell, rules)
             if cell.protocol == "matched":
@@ -100,7 +120,7 @@ class StudentPlanner:
             relabel = self._stored(recipe, label, images, rules)
         elif labels == "vector":
             relabel = RelabelRecipe(1, min(VECTOR_BATCH, images), WHOLE, False, False, label)
-        batch = recipe.batch if labels != "vector" else VECTOR_BATCH
+        batch = min(images, recipe.batch if labels != "vector" else VECTOR_BATCH)
         if label.part > batch:
             raise UserError(
                 f"label.part {label.part} is more than the {batch} images of a batch",
@@ -135,6 +155,34 @@ class StudentPlanner:
                 hint="set student.loss: kl or mse_gt, or labels: hard or vector",
             )
         return recipe
+
+    def _check_recipe(self, cell: Cell, recipe: StudentRecipe, rules: list[Rule]) -> None:
+        """Refuse what a worker would refuse, or do without a word, after hours of other stages."""
+        name = f"({cell.method}, protocol {cell.protocol})"
+        length = recipe.steps if recipe.epochs is None else recipe.epochs
+        unit = "steps" if recipe.epochs is None else "epochs"
+        batch = min(recipe.batch, cell.ipc * dataset(cell.dataset).classes)
+        problem = None
+        for part in _REFUSED:
+            field, value = _WITH[part]
+            if part in student_values(rules) and getattr(recipe, field) != value:
+                problem = (
+                    f"student.{part} has no effect on {field} {getattr(recipe, field)}",
+                    f"student.{field}: {value}",
+                )
+        if recipe.schedule == "step" and not recipe.milestones:
+            problem = "schedule step has no milestones", "student.milestones, or student.schedule: constant"
+        if length is not None and recipe.warmup >= length:
+            problem = f"a warm-up of {recipe.warmup} {unit} leaves nothing of {length}", "a smaller student.warmup"
+        if recipe.accumulate > batch:
+            what = f"a batch of {batch} images cannot be cut into {recipe.accumulate} parts"
+            problem = what, f"student.accumulate to at most {batch}"
+        if problem is not None:
+            raise UserError(
+                f"{problem[0]} {name}",
+                where=self.places.where(rules, "student"),
+                hint=f"set {problem[1]}, or add conditions to when",
+            )
 
     def _label(
         self, cell: Cell, method: Method, labels: Labels, archs: tuple[str, ...], rules: list[Rule]

@@ -90,7 +90,7 @@ COMMITTEE = grid(method="committee", dataset="cifar10", protocol="paper")
             "{set: {labels: online, label.ensemble: weighted, label.weights: [0.5, 0.5]}}",
             "5: 2 label weights for 1 teachers (convnet3_w32)",
         ),
-        ("{set: {labels: online, label.part: 101}}", "5: label.part 101 is more than the 100 images of a batch"),
+        ("{set: {labels: online, label.part: 101}}", "5: label.part 101 is more than the 10 images of a batch"),
         ("{set: {labels: vector, student.loss: kl}}", "5: student.loss kl needs logits"),
         (
             "{set: {labels: stored, label.prune: 0.99, student.steps: 3}}",
@@ -104,6 +104,13 @@ COMMITTEE = grid(method="committee", dataset="cifar10", protocol="paper")
         ("{set: {student.milestones: [0.5, 0.5]}}", "32: student.milestones: [0.5, 0.5] is out of range"),
         ("{set: {student.magnitude: 11}}", "31: student.magnitude: 11.0 is out of range"),
         ("{set: {student.accumulate: 0}}", "32: student.accumulate: 0 is out of range"),
+        ("{set: {student.accumulate: 11}}", "5: a batch of 10 images cannot be cut into 11 parts"),
+        ("{set: {student.warmup: 600}}", "5: a warm-up of 600 steps leaves nothing of 600"),
+        ("{set: {student.warmup: 5, student.epochs: 5}}", "5: a warm-up of 5 epochs leaves nothing of 5"),
+        ("{set: {student.schedule: step}}", "5: schedule step has no milestones"),
+        ("{set: {student.milestones: [0.5]}}", "5: student.milestones has no effect on schedule cosine"),
+        ("{set: {student.gamma: 0.5}}", "5: student.gamma has no effect on schedule cosine"),
+        ("{set: {student.magnitude: 5}}", "5: student.magnitude has no effect on augment none"),
         ("{set: {teacher.stop: 0}}", "26: teacher.stop: 0 is out of range"),
         ("{set: {teacher.stop: 13}}", "5: a teacher on digits stops after epoch 13, but trains for 12"),
     ],
@@ -139,6 +146,20 @@ def test_values_that_labels_do_not_use_split_no_keys(planned: Planned) -> None:
         "label.temperature: 1", "teachers: grid", "teachers: paper",
     ):  # fmt: skip
         assert {s.key for s in planned(text + rules(f"{{set: {{{change}}}}}")).stages} == plain, change
+
+
+def test_values_that_a_student_does_not_use_split_no_keys(planned: Planned) -> None:
+    """Losses differ by labels and grids set values of all of them: what a cell's loss ignores is not in its key."""
+    text = PAPER.replace("random, sre2l", "random")
+    plain = planned(text + rules("{set: {student.optimizer: adamw, student.schedule: cosine}}")).cell_keys
+    for change in ("temperature: 3", "squared: true", "ce_weight: 0.5", "momentum: 0.5"):
+        rule = f"{{set: {{student.optimizer: adamw, student.schedule: cosine, student.{change}}}}}"
+        assert planned(text + rules(rule)).cell_keys == plain, change
+        used_there = rules("{set: {student.optimizer: sgd, labels: online, student.loss: mse_gt}}")
+        assert ("momentum" in change or "ce_weight" in change) == (
+            planned(text + used_there + f"  - {{set: {{student.{change}}}}}\n").cell_keys
+            != planned(text + used_there).cell_keys
+        )
 
 
 @given(LABELS, st.sampled_from(["hard", "vector", "online", "stored"]), st.integers(1, 3))

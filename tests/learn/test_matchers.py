@@ -8,10 +8,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from suite.errors import UserError
 from suite.learn import views
-from suite.learn.matchers import FeatureMatcher, bn_loss, bn_terms, dd_loss, segment_norms
+from suite.learn.matchers import FeatureMatcher, bn_loss, bn_terms, class_bn_loss, dd_loss, segment_norms
 from suite.learn.models import clip
 from suite.learn.statistics import ClassStatistics, LayerTargets
-from suite.learn.taps import BatchStats, Taps
+from suite.learn.taps import BatchStats, Taps, patches
 from suite.spec.datasets import IMAGENET_MEAN, IMAGENET_STD
 from tests.helpers import golden
 from tests.learn.golden_nets import golden_net, golden_targets, unswapped
@@ -316,3 +316,92 @@ def test_a_synthesis_step_reads_nothing_back():
         loss = F.cross_entropy(logits, y) + matcher(stats, y) + bn_loss(bn(view)[1], bn.running)
         torch.autograd.grad(loss, x)
     assert watch.seen > 100
+
+
+def _class_loss(x: torch.Tensor, net: nn.Module, y: torch.Tensor, moments: torch.Tensor) -> torch.Tensor:
+    return class_bn_loss(Taps(net, per_image=True)(x)[1], y, moments)
+
+
+@pytest.mark.parametrize("labels", [[0, 0, 2, 2], [2, 0, 0, 0], [1, 1, 1, 1], [0, 1, 2, 0]])
+def test_class_wise_matching_is_the_batch_norm_loss_of_each_class_alone(labels):
+    """Value and gradient equal autograd's through each class's own images, in any order and any numbers."""
+    net, x = toy()
+    y, width = torch.tensor(labels), sum(p.channels for p in Taps(net)(x)[1].places)
+    moments = torch.rand(3, 2, width, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    x.requires_grad_()
+    ours = _class_loss(x, net, y, moments)
+    traced = []
+    for label in sorted(set(labels)):
+        own = x[y == label]
+        inputs = [net[:1](own), net[:4](own)]
+        pairs = [torch.var_mean(u, (0, 2, 3), correction=0) for u in inputs]
+        targets = moments[label].split([4, 5], dim=1)
+        terms = [(m - t[0]).norm() + (v - t[1]).norm() for (v, m), t in zip(pairs, targets, strict=True)]
+        traced.append(10 * terms[0] + terms[1])
+    theirs = torch.stack(traced).mean()
+    torch.testing.assert_close(ours, theirs)
+    (gradient,), (expected,) = torch.autograd.grad(ours, x), torch.autograd.grad(theirs, x)
+    torch.testing.assert_close(gradient, expected)
+    order = torch.tensor([2, 0, 3, 1])
+    torch.testing.assert_close(_class_loss(x[order], net, y[order], moments), ours)
+
+
+def test_class_wise_matching_is_zero_at_the_classes_own_moments():
+    net, x = toy()
+    y = torch.tensor([1, 0, 1, 0])
+    own = [Taps(net)(x[y == c])[1].measured[0] for c in (0, 1)]
+    x.requires_grad_()
+    loss = _class_loss(x, net, y, torch.stack(own))
+    assert loss < 1e-12
+    assert _class_loss(x, net, 1 - y, torch.stack(own)) > 0.01
+
+
+def test_class_wise_matching_of_several_batches_is_the_sum_of_theirs():
+    net, x = toy()
+    y, moments = torch.tensor([1, 0, 1, 1]), torch.rand(2, 2, 9, dtype=torch.float64)
+    stats = Taps(net, per_image=True)(x)[1]
+    parts = [_class_loss(part, net, labels, moments) for part, labels in zip(x.chunk(2), y.chunk(2), strict=True)]
+    torch.testing.assert_close(class_bn_loss(stats, y, moments, groups=2), sum(parts))
+
+
+def test_injected_gradients_of_every_matcher_equal_traced_ones():
+    """Through hooks and autograd's own formulas, as the references do it."""
+    net, x = toy()
+    y, names = torch.tensor([0, 1, 2, 0]), ("bn", "conv")
+    targets = exact_targets(Taps(net, names, 4), x, shift=0.3)
+    matcher = FeatureMatcher(targets, ema=0.0, dtype=torch.float64, weight=0.5)
+    x.requires_grad_()
+    (ours,) = torch.autograd.grad(matcher(Taps(net, names, 4)(x)[1], y), x)
+    loss, inputs = torch.zeros((), dtype=torch.float64), [x, net[:1](x), net[:3](x), net[:4](x)]
+    for i, (layer, u) in enumerate(zip(targets.layers, inputs, strict=True)):
+        found = list(torch.var_mean(u, (0, 2, 3), correction=0))[::-1]
+        if layer.patch_mean is not None:
+            pair = torch.var_mean(patches(u, 4), (0, 1, 3, 5), correction=0)
+            found += [t.flatten() for t in pair][::-1]
+        wanted = [layer.mean, layer.var, layer.patch_mean, layer.patch_var][: len(found)]
+        distance = sum((t - f).norm() for t, f in zip(wanted, found, strict=True))
+        loss = loss + 0.5 * (10 if i == 0 else 1) * distance
+    (theirs,) = torch.autograd.grad(loss, x)
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_dropped_convolutions_add_nothing_and_their_averages_rest():
+    net, x = toy()
+    taps, y = Taps(net, ("bn", "conv"), 4), torch.tensor([0, 1, 2, 0])
+
+    def matcher(rate: float) -> FeatureMatcher:
+        draws = lambda batch: torch.Generator().manual_seed(batch)  # noqa: E731
+        return FeatureMatcher(exact_targets(taps, x, shift=0.3), drop_rate=rate, draws=draws, dtype=torch.float64)
+
+    always, never = matcher(1.0), matcher(0.0)
+    whole = never.per_layer(taps(x)[1], y)
+    torch.testing.assert_close(always.per_layer(taps(x)[1], y), whole * torch.tensor([0.0, 1, 0, 1]).double())
+    before = always._average.clone()
+    always(taps(x + 1)[1], y)
+    conv = torch.tensor([layer.kind == "conv" for layer in taps(x)[1].places])[always._entry_owners]
+    assert torch.equal(always._average[..., conv], before[..., conv])
+    assert not torch.equal(always._average[..., ~conv], before[..., ~conv])
+    some = matcher(0.5)
+    counted = [int((some.per_layer(taps(x)[1], y) > 0).sum()) for _ in range(300)]
+    assert set(counted) == {2, 3, 4}
+    assert 2.8 < sum(counted) / 300 < 3.2

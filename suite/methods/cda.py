@@ -26,7 +26,8 @@ class CDA(Method):
         curriculum: Milestone rho in [0, 1]; 0 for SRe2L.
         shape: How s_min falls: `step` (at the milestone), `linear` or `cosine` (published).
         pixels: Optimise images in [0, 1] rather than normalised ones, and clamp them there (the ImageNet-21K script).
-            Starts are standard normal all the same, so the first clamp blackens half of the pixels.
+            Starts are standard normal all the same, so the first clamp blackens half of the pixels. Views are
+            normalised for the teacher; that of the script takes [0, 1] as it is.
         iterations: Updates of every image (T).
         lr: Initial learning rate of Adam on pixels; cosine to 0.
         bn_weight: Weight of the BatchNorm term (r_bn).

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from suite.methods import Method, method
+from suite.methods.sre2l import SMALL_VALUES, student_recipe
 from suite.spec.recipes import LabelRecipe, StudentRecipe
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ class LPLD(Method):
         flip: Whether a batch is flipped, all of it or none, with probability one half.
         roll: Smallest and largest circular shift of a view, in pixels, one a batch and axis; (0, 0) for none.
         pixels: Optimise images in [0, 1] rather than normalised ones (the ImageNet-21K script), from the same noise.
+            Views are normalised for the teacher; that of the script takes [0, 1] as it is.
     """
 
     iterations: int = 4000
@@ -50,11 +52,8 @@ class LPLD(Method):
     paper_values: ClassVar[dict[tuple[str, int | None], dict[str, Any]]] = {
         ("tinyimagenet", None): {"lr": 0.1, "bn_weight": 0.05, "batch": 100, "roll": (-4, 4)},
         ("imagenet21k", None): {"iterations": 2000, "lr": 0.05, "bn_weight": 0.25, "pixels": True},
-        # not in the paper: SRe2L's CIFAR-100 values
-        ("cifar100", None): {"iterations": 1000, "crop": (1.0, 1.0), "flip": False, "roll": (0, 4)},
-        ("cifar10", None): {"iterations": 1000, "crop": (1.0, 1.0), "flip": False, "roll": (0, 4)},
-        # ours: digits must be neither flipped nor cropped
-        ("digits", None): {"iterations": 400, "lr": 0.1, "crop": (1.0, 1.0), "flip": False, "roll": (0, 1)},
+        # not in the paper: SRe2L's
+        **{(base, None): values for base, values in SMALL_VALUES.items()},
     }
     paper_teachers: ClassVar[dict[str, tuple[str, ...]]] = {
         "imagenet1k": ("resnet18",),
@@ -77,21 +76,10 @@ class LPLD(Method):
         (ours).
         """
         size = ipc * classes
-        if base == "tinyimagenet":
-            return StudentRecipe(
-                epochs=100,
-                batch=min(64, size),
-                optimizer="sgd",
-                lr=0.2,
-                weight_decay=1e-4,
-                warmup=5,
-                squared=True,
-                cutmix=False,
-            )
+        if base in ("tinyimagenet", "digits"):  # SRe2L's
+            return replace(student_recipe(base, classes, ipc), batch=min(64 if base == "tinyimagenet" else 20, size))
         if base == "imagenet21k":
             return StudentRecipe(batch=min(32, size), lr=2e-3, cutmix=False)
-        if base == "digits":
-            return StudentRecipe(batch=min(20, size), crop=(0.5, 1.0), flip=False)
         return StudentRecipe(batch=min(128 if base == "imagenet1k" else 20, size))
 
     def image_iterations(self, ipc: int) -> float:

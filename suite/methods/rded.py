@@ -59,8 +59,8 @@ class RDED(Method):
         """The one recipe of the paper: AdamW, cosine that ends at one half, KL at T = 20, CutMix, patch shuffle.
 
         Batches are 10 / 50 / 100 for IPC 1 / 10 / 50 (the next lower entry in between), doubled from 100 classes up,
-        always 100 on Tiny-ImageNet, at most the whole set. Left out: batch 25 and lr 2e-3, used when both teacher
-        and student are both ConvNet-3 on CIFAR-100. The digits are never flipped (ours).
+        always 100 on Tiny-ImageNet, at most the whole set. Left out: batch 25 and lr 2e-3, used when teacher and
+        student are both ConvNet-3 on CIFAR-100. The digits are never flipped (ours).
         """
         batch = (10 if ipc < 10 else 50 if ipc < 50 else 100) * (2 if classes >= 100 else 1)
         if base == "tinyimagenet":

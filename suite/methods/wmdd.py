@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from suite.methods import Method, method
+from suite.methods.sre2l import SMALL_VALUES
 from suite.spec.recipes import StudentRecipe
 
 if TYPE_CHECKING:
@@ -26,7 +27,8 @@ class WMDD(Method):
     Class statistics are exact moments over the views of the `statistics` stage; the reference averages those of batches
     of 100, whose variances leave out what lies between these batches (about 1 % of the variance between images), and
     over whole images. Tiny-ImageNet is synthesized at the dataset's own 64 px, as by every method here; the paper
-    enlarges it to 224 px, twelve times the pixels. Teachers are the suite's, not the paper's own of 50 epochs.
+    enlarges it to 224 px, twelve times the pixels, for which its r_bn and shifts were chosen. Teachers are the suite's,
+    not the paper's own of 50 epochs.
 
     Attributes:
         iterations: Updates of every image (T).
@@ -54,11 +56,8 @@ class WMDD(Method):
     # run.sh and the README of the reference; the same for every IPC.
     paper_values: ClassVar[dict[tuple[str, int | None], dict[str, Any]]] = {
         ("tinyimagenet", None): {"lr": 0.1, "bn_weight": 500.0},
-        # not in the paper: SRe2L's CIFAR-100 iterations and views
-        ("cifar100", None): {"iterations": 1000, "crop": (1.0, 1.0), "flip": False, "roll": (0, 4)},
-        ("cifar10", None): {"iterations": 1000, "crop": (1.0, 1.0), "flip": False, "roll": (0, 4)},
-        # ours: digits must be neither flipped nor cropped
-        ("digits", None): {"iterations": 400, "lr": 0.1, "crop": (1.0, 1.0), "flip": False, "roll": (0, 1)},
+        # not in the paper: SRe2L's iterations and views
+        **{(base, None): values for base, values in SMALL_VALUES.items()},
     }
     paper_teachers: ClassVar[dict[str, tuple[str, ...]]] = {
         "imagenet1k": ("resnet18",),

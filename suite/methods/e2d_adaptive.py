@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 )
 @dataclass(frozen=True)
 class E2DAdaptive(E2D):
-    """E2D (Alahmadi et al., 2026) with two additions of ours; without both it is E2D, with the same images.
+    """E2D (Alahmadi et al., 2026) with two additions of ours; without both it is E2D, up to roundings.
 
     Continuous batching: an image leaves the batch once its exploration is over and its memory is empty, and the next
     image of the set enters its place, so that forward passes are always full. In E2D it is updated on random crops

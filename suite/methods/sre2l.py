@@ -56,8 +56,8 @@ class SRe2L(Method):
     roll: tuple[int, int] = (0, 32)
     reference_quirks: bool = False
 
-    # recover.sh, recover_tiny.sh, recover_cifar.sh (CIFAR-100) of the reference; the same for every IPC. CIFAR-10 is not
-    # in it and has CIFAR-100's; digits' are ours.
+    # recover.sh, recover_tiny.sh, recover_cifar.sh of the reference; the same for every IPC. CIFAR-10 is not in it and
+    # has CIFAR-100's values; digits' are ours.
     paper_values: ClassVar[dict[tuple[str, int | None], dict[str, Any]]] = {
         ("tinyimagenet", None): {"lr": 0.1, "bn_weight": 1.0, "roll": (-4, 4)},
         **{(base, None): values for base, values in SMALL_VALUES.items()},

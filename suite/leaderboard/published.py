@@ -101,7 +101,7 @@ class Published:
             raise DataError(f"not a number: {error}", where=where) from error
         if not (0 <= value <= 100 and 0 <= sd < math.inf):
             raise DataError(f"{value} ± {sd} is not a percentage", where=where)
-        own = row["source_title"].lower().split(" ")[0] == row["method"].lower()
+        own = row["source_title"].lower().split(" ")[0].rstrip(":") == row["method"].lower()
         self._found.setdefault(at, []).append(_Number(_network(row["teacher"], size), labels, value, sd, own))
 
     def beside(self, line: Mapping[str, Any]) -> Beside | None:

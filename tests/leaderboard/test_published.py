@@ -55,9 +55,10 @@ def test_papers_that_disagree_make_a_range(tmp_path: Path, accuracy_: float, dif
     assert row["difference"] == pytest.approx(difference) and row["agrees"] == agrees
 
 
-def test_the_own_paper_goes_before_what_others_measured(tmp_path: Path) -> None:
+@pytest.mark.parametrize("title", ["RDED paper", "RDED: On the Diversity and Realism"])
+def test_the_own_paper_goes_before_what_others_measured(tmp_path: Path, title: str) -> None:
     line = "RDED,imagenet1k,224,10,ResNet18,ResNet18,soft-fkd,top1,{},,%,{},Table,read"
-    papers = published(tmp_path, line.format(42.0, "RDED paper"), line.format(30.0, "another paper"))
+    papers = published(tmp_path, line.format(42.0, title), line.format(30.0, "another paper"))
     assert accuracy(papers, record("rded")).rows[0]["published"] == (42.0, 42.0)
 
 

@@ -170,6 +170,11 @@ class _Planner:
                 f"a teacher on {d.name} stops after epoch {recipe.stop}, but trains for {recipe.epochs}",
                 hint="the method's label teachers stop early; give it an earlier epoch, or set teacher.epochs higher",
             )
+        if values.get("warmup") and recipe.warmup >= recipe.epochs:
+            raise UserError(
+                f"a teacher on {d.name} warms up for {recipe.warmup} epochs, but trains for {recipe.epochs}",
+                hint="set teacher.warmup lower, or teacher.epochs higher",
+            )
         return recipe
 
     def statistics(self, name: str, arch: str) -> Stage:

@@ -112,6 +112,7 @@ COMMITTEE = grid(method="committee", dataset="cifar10", protocol="paper")
         ("{set: {student.gamma: 0.5}}", "5: student.gamma has no effect on schedule cosine"),
         ("{set: {student.magnitude: 5}}", "5: student.magnitude has no effect on augment none"),
         ("{set: {teacher.stop: 0}}", "26: teacher.stop: 0 is out of range"),
+        ("{set: {teacher.warmup: 12}}", "5: a teacher on digits warms up for 12 epochs, but trains for 12"),
         ("{set: {teacher.stop: 13}}", "5: a teacher on digits stops after epoch 13, but trains for 12"),
     ],
 )

@@ -124,7 +124,7 @@ class StudentPlanner:
         if label.part > batch:
             raise UserError(
                 f"label.part {label.part} is more than the {batch} images of a batch",
-                where=self.places.where(rules, "label"),
+                where=self.places.where(rules, "label" if label_values(rules) else "student"),
                 hint="make it a part of the batch, or 0 for teachers in eval mode",
             )
         if cell.protocol == "matched":

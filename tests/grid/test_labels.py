@@ -91,6 +91,7 @@ COMMITTEE = grid(method="committee", dataset="cifar10", protocol="paper")
             "5: 2 label weights for 1 teachers (convnet3_w32)",
         ),
         ("{set: {labels: online, label.part: 101}}", "5: label.part 101 is more than the 10 images of a batch"),
+        ("{set: {labels: vector, label.part: 11}}", "5: label.part 11 is more than the 10 images of a batch"),
         ("{set: {labels: vector, student.loss: kl}}", "5: student.loss kl needs logits"),
         (
             "{set: {labels: stored, label.prune: 0.99, student.steps: 3}}",
@@ -272,6 +273,11 @@ def test_a_papers_weights_are_not_given_to_other_teachers(planned: Planned, refu
     ):
         plan = planned(text + rules(f"{{set: {{teachers: grid, {change}}}}}"))
         assert specs(plan, "relabel")[0].recipe.label == expected
+
+
+def test_a_batch_smaller_than_a_papers_part_is_refused_where_it_is_set(refused: Refused, committee: None) -> None:
+    message = refused(COMMITTEE + rules("{set: {student.batch: 3}}"))
+    assert message.startswith(f"g.yaml:{len(COMMITTEE.splitlines()) + 2}:5: label.part 4 is more than the 3 images")
 
 
 def test_early_stopped_teachers_are_trained_and_not_loaded(refused: Refused, committee: None) -> None:

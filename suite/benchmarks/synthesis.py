@@ -5,11 +5,7 @@ its defaults but for the batch. Between two of its iterations the plain eager ba
 (`suite.benchmarks.eager`: fp32, NCHW) makes one step for as many images, so that a busy machine is busy for both; the
 ratio is the median over the pairs. The first pair is warm-up and left out. E2D is measured while it explores.
 
-Operations: leaf operators of torch's profiler during one step that launch a kernel on an accelerator, i.e. `aten`
-operators without another counted operator inside. Views, allocations and other bookkeeping (`FREE`) launch none, nor
-does memory that an operator on the CPU fills for itself, nor the copy of a number that is its argument. Host
-synchronisations: operators that read a value of a tensor (`SYNCS`), and on CUDA also the runtime's waiting calls. Both
-are those of one step between log points.
+Operations and host synchronisations are those of one step between log points: see `suite.benchmarks.operations`.
 
 python -m suite.bench synthesis --method e2d sre2l --precision bf16 fp32 --json results/measured/synthesis.json
 """
@@ -20,11 +16,11 @@ import argparse
 import resource
 import statistics
 import time
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from suite.benchmarks.operations import count, profiled
 from suite.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
@@ -43,25 +39,6 @@ KINDS = {
     "edc": "features",
     "e2d": "features",
 }
-#: Operators that launch nothing: views, allocations, bookkeeping.
-_FREE = """
-    view view_as reshape expand expand_as as_strided select slice narrow unsqueeze squeeze transpose t permute unbind
-    split split_with_sizes chunk flatten unflatten detach detach_ alias lift_fresh broadcast_tensors movedim unfold
-    diagonal _unsafe_view _reshape_alias resolve_conj resolve_neg empty empty_like empty_strided new_empty
-    new_empty_strided to contiguous type_as result_type promote_types resize_ as_strided_ set_ item is_nonzero
-    _local_scalar_dense
-"""
-FREE = frozenset(f"aten::{name}" for name in _FREE.split())
-#: Operators that fill memory: on their own a kernel, inside other operators scratch memory of the CPU's.
-FILLS = frozenset({"aten::zero_", "aten::fill_"})
-#: What may stand between them, or the copy of a number that is an operator's argument, and that operator.
-WRAPPERS = frozenset(f"aten::{n}" for n in ("zeros", "ones", "full", "new_zeros", "to", "_to_copy"))
-#: Adam's fused step; on the CPU it reads its counter, which lies there on purpose.
-OPTIMISER = "aten::_fused_adam_"
-#: Operators that make the host wait for a value.
-SYNCS = frozenset(f"aten::{name}" for name in ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "equal"))
-#: Calls of the CUDA runtime that wait.
-CUDA_SYNCS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -345,40 +322,6 @@ def eager(job: Job, objective: Objective, images: int, lr: float) -> Any:
     model = copy.deepcopy(job.teachers[0].model)
     x = torch.randn(images, 3, job.dataset.size, job.dataset.size, generator=job.generator("eager")).to(job.device)
     return EagerStep(model, statistics, objective, x, labels, low, high, lr)
-
-
-def profiled(device: torch.device) -> AbstractContextManager[Any]:
-    """Torch's profiler over the host's operators, and CUDA's calls where there are any."""
-    from torch.profiler import ProfilerActivity, profile
-
-    activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
-    return profile(activities=activities, record_shapes=True)
-
-
-def count(profiler: Any) -> tuple[int, int]:
-    """Kernel-launching operations and host synchronisations in a profile; see this module."""
-    events = profiler.events()
-    operations = sum(_launches(e) for e in events if e.cpu_parent is None)
-    syncs = sum((e.name in SYNCS and not _inside(e, OPTIMISER)) or e.name in CUDA_SYNCS for e in events)
-    return operations, syncs
-
-
-def _launches(event: Any) -> int:
-    inside = sum(_launches(child) for child in event.cpu_children)
-    if inside or not event.name.startswith("aten::") or event.name in FREE | WRAPPERS:
-        return inside
-    outer = event.cpu_parent
-    while outer is not None and outer.name in WRAPPERS | FILLS:
-        outer = outer.cpu_parent
-    within = outer is not None and outer.name.startswith("aten::")
-    constant = event.name == "aten::copy_" and event.input_shapes[:1] == [[]]
-    return int(not (within and (event.name in FILLS or constant)))
-
-
-def _inside(event: Any, name: str) -> bool:
-    while event is not None and event.name != name:
-        event = event.cpu_parent
-    return event is not None
 
 
 def peak_bytes(device: torch.device) -> int:

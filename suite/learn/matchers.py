@@ -276,11 +276,26 @@ class FeatureMatcher:
         if self._average is None:
             self._average = now.clone() if self.clean_init else (1 - self.ema) * now
         else:
-            moved = torch.lerp(now, self._average, self.ema)
+            average = torch.lerp(now, self._average, self.ema)
             if kept is not None:
-                moved = torch.where(kept[:, None, self._entry_owners] > 0, moved, self._average)
-            self._average = moved
-        return self._average + (s - now)
+                average = torch.where(kept[:, None, self._entry_owners] > 0, average, self._average)
+            self._average = average
+        moved: torch.Tensor = _StraightThrough.apply(self._average, s)
+        return moved
+
+
+class _StraightThrough(torch.autograd.Function):
+    """The value of an average with the gradient of the current statistics, at weight 1."""
+
+    @staticmethod
+    def forward(ctx: Any, average: torch.Tensor, now: torch.Tensor) -> torch.Tensor:
+        """See `torch.autograd.Function`."""
+        return average.view_as(average)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[None, torch.Tensor]:
+        """See `torch.autograd.Function`."""
+        return None, gradients[0]
 
 
 def _place(layer: LayerTargets) -> Place:

@@ -139,14 +139,17 @@ class MemoryViews(RandomViews):
         self.memory = BoxMemory(images, min(explore, iterations - 1), threshold, job.device)
         self.uniforms = torch.rand(iterations, images, generator=job.generator("revisits", batch)).to(job.device)
         self.used: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._none = torch.full_like(self.memory.count, -1)
 
     def box(self, t: int) -> torch.Tensor:
         """The box of every image, int64 [B, 4]: remembered or offered."""
         assert self.boxes is not None
-        selected = self.memory.select(t, self.uniforms[t])
-        boxes = self.memory.choose(selected, self.boxes[t])
-        self.used = selected, boxes
-        return boxes
+        if self.memory.exploring(t) is True:
+            self.used = self._none, self.boxes[t]
+        else:
+            selected = self.memory.select(t, self.uniforms[t])
+            self.used = selected, self.memory.choose(selected, self.boxes[t])
+        return self.used[1]
 
     def observe(self, t: int, ce: torch.Tensor) -> None:
         """Remember, refresh or forget the boxes of iteration t."""

@@ -11,14 +11,15 @@ import torch
 
 from suite import bench
 from suite.benchmarks.eager import EagerStep
-from suite.benchmarks.synthesis import Setting, count, eager, make_job, measure, objective_of, profiled
+from suite.benchmarks.operations import count, profiled
+from suite.benchmarks.synthesis import Setting, eager, make_job, measure, objective_of
 from suite.errors import UserError
 from suite.learn.critics import bn_critic, class_bn_critic, feature_critics
 from suite.methods import get
 
 torch.set_num_threads(1)
-#: ResNet-18 with maps of which some are no multiples of the patch, as at 224 px.
-SMALL = Setting(size=96, batch=4, arch="resnet18", steps=1, baseline=False)
+#: ResNet-18 whose maps have as many different sizes in patches as at 224 px.
+SMALL = Setting(size=160, batch=4, arch="resnet18", steps=1, baseline=False)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

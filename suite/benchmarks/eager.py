@@ -13,9 +13,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torchvision.transforms import RandomResizedCrop
 
 from suite.learn.statistics import ClassStatistics, LayerTargets
-from suite.learn.views import rrc_boxes
 
 
 @dataclass
@@ -82,7 +82,7 @@ class FeatureHook:
     def __init__(
         self, module: nn.Module, target: LayerTargets, labels: torch.Tensor, plan: Objective, patch: int | None
     ) -> None:
-        self.target, self.labels, self.plan = target, labels, plan
+        self.target, self.classes, self.plan = target, labels.tolist(), plan
         self.patch = patch if target.patch_mean is not None else None
         self.average: dict[str, torch.Tensor] = {}
         self.loss = torch.zeros(())
@@ -103,7 +103,7 @@ class FeatureHook:
             share = self.plan.class_weight
             loss = loss + (1 - share) * torch.norm(getattr(self.target, name) - matched, 2)
             if share:
-                of_class = torch.stack([getattr(self.target, f"class_{name}")[int(y)] for y in self.labels]).mean(0)
+                of_class = torch.stack([getattr(self.target, f"class_{name}")[y] for y in self.classes]).mean(0)
                 loss = loss + share * torch.norm(of_class - matched, 2)
         self.loss = loss
 
@@ -136,7 +136,7 @@ class EagerStep:
         low: [3] smallest values of the channels.
         high: [3] largest values.
         lr: Of Adam.
-        seed: Of crops, flips and shifts.
+        seed: Of flips and shifts.
     """
 
     model: nn.Module
@@ -205,9 +205,9 @@ class EagerStep:
         if self.plan.crop == (1.0, 1.0):
             boxes = [[0, 0, size, size]] * rows
         else:
-            # One draw an image, as a transform does it.
-            drawn = [rrc_boxes(1, size, size, self.plan.crop, (3 / 4, 4 / 3), self.draws) for _ in range(rows)]
-            boxes = [row for box in drawn for row in box.tolist()]
+            # One draw an image, as torchvision's transform makes it, from torch's global generator.
+            whole, area, ratio = self.x[0].detach(), list(self.plan.crop), [3 / 4, 4 / 3]
+            boxes = [list(RandomResizedCrop.get_params(whole, area, ratio)) for _ in range(rows)]
         heads = (torch.rand(rows, generator=self.draws) < 0.5).tolist()
         parts = [self.x] if self.plan.shared else list(self.x.unsqueeze(1))
         seen = []

@@ -23,7 +23,7 @@ class BoxMemory:
         explore: K; iterations 0 .. K remember, so a list holds at most K + 1 entries.
         threshold: eps; strictly larger values are remembered. May be infinite, with either sign.
         device: Where the state lives.
-        patience: m; an image stops exploring earlier once m consecutive crops were not above the threshold. 0 for never,
+        patience: m; an image stops exploring once m consecutive crops were not above the threshold. 0 for never,
             as in the paper.
 
     Attributes:

@@ -65,4 +65,4 @@ def test_storage_is_what_lies_on_disk(tiny: tuple[Plan, Store, Path]) -> None:
         if "relabel" in stage.inputs:
             folder = store.open("relabel", stage.inputs["relabel"]).path
             files = sum(p.stat().st_size for p in folder.iterdir() if p.name not in ("manifest.json", "record.json"))
-            assert sum(e["bytes"] for e in row.storage if e["kind"] in ("label", "aug")) == files
+            assert sum(e["bytes"] for e in row.storage if e["kind"] in ("label", "aug", "meta")) == files

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 
-from suite.errors import Parser, guarded
+from suite.errors import Parser, UserError, guarded
 
 #: Subcommands: modules of suite.benchmarks with `add_arguments(parser)` and `run(arguments) -> int`.
 BENCHMARKS = {
@@ -27,6 +27,8 @@ def main() -> int:
         modules[name] = importlib.import_module(f"suite.benchmarks.{name}")
         modules[name].add_arguments(commands.add_parser(name, help=text, description=modules[name].__doc__))
     arguments = parser.parse_args()
+    if arguments.json is not None and not arguments.json.parent.is_dir():  # known before anything is measured
+        raise UserError(f"no such directory: {arguments.json.parent}", where="--json", hint="make it first")
     code: int = modules[arguments.benchmark].run(arguments)
     return code
 

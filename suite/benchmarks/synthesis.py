@@ -71,6 +71,8 @@ def run(arguments: argparse.Namespace) -> int:
         if name not in KINDS or name not in discover():
             raise UserError(f"{name} cannot be measured here", hint=did_you_mean(name, KINDS))
     torch.set_num_threads(arguments.threads)
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("no CUDA device is visible", hint="--device cpu")
     kind = ("cuda" if torch.cuda.is_available() else "cpu") if arguments.device == "auto" else arguments.device
     small = arguments.size <= 64
     setting = Setting(

@@ -97,3 +97,11 @@ def test_what_cannot_be_measured_is_refused(words: str, monkeypatch: pytest.Monk
     monkeypatch.setattr(sys, "argv", ["suite.bench", "synthesis", *words.split()])
     with pytest.raises(UserError):
         bench.main()
+
+
+def test_a_missing_folder_is_refused_before_anything_is_measured(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["suite.bench", "synthesis", "--json", str(tmp_path / "missing/x.json")])
+    with pytest.raises(UserError, match="no such directory"):
+        bench.main()

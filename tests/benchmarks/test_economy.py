@@ -35,7 +35,7 @@ def test_impossible_settings_are_refused(monkeypatch: pytest.MonkeyPatch, words:
 
 
 def test_a_small_run_measures_counts_and_accuracy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    out = tmp_path / "measured" / "economy.json"
+    out = tmp_path / "economy.json"
     words = ["--dataset", "digits", "--ipc", 1, "--teacher", "convnet2_w8", "--student", "convnet2_w8", "--seeds", 2]
     words += [
         "--teacher-epochs",

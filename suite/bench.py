@@ -27,8 +27,11 @@ def main() -> int:
         modules[name] = importlib.import_module(f"suite.benchmarks.{name}")
         modules[name].add_arguments(commands.add_parser(name, help=text, description=modules[name].__doc__))
     arguments = parser.parse_args()
-    if arguments.json is not None and not arguments.json.parent.is_dir():  # known before anything is measured
-        raise UserError(f"no such directory: {arguments.json.parent}", where="--json", hint="make it first")
+    if arguments.json is not None:  # whether it can be written is known before anything is measured
+        try:
+            arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot make {arguments.json.parent}: {error.strerror}", where="--json") from error
     code: int = modules[arguments.benchmark].run(arguments)
     return code
 

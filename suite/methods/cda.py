@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from suite.methods import Method, method
+from suite.methods import method
+from suite.methods._recovery import Recovery
 from suite.methods.sre2l import student_recipe
 from suite.spec.recipes import Labels, StudentRecipe
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 @method(name="cda", paper="arXiv:2311.18838", version=1, needs=("teacher",), labels="stored")
 @dataclass(frozen=True)
-class CDA(Method):
+class CDA(Recovery):
     """Yin and Shen, TMLR 2024, section 3: the lower bound of the crop area is a curriculum; the rest is SRe2L.
 
     At iteration t crops cover between s_min(t) and 1 of the area. s_min falls from 1 to 0.08 over the first rho T
@@ -28,27 +29,12 @@ class CDA(Method):
         pixels: Optimise images in [0, 1] rather than normalised ones, and clamp them there (the ImageNet-21K script).
             Starts are standard normal all the same, so the first clamp blackens half of the pixels. Views are
             normalised for the teacher; that of the script takes [0, 1] as it is.
-        iterations: Updates of every image (T).
-        lr: Initial learning rate of Adam on pixels; cosine to 0.
-        bn_weight: Weight of the BatchNorm term (r_bn).
-        first: Multiplier of the first BatchNorm layer's term.
-        batch: Classes a batch, one image each.
         crop: Area range of the crops when the curriculum has ended; a whole batch shares each one.
-        flip: Whether a batch is flipped, all of it or none, with probability one half.
-        roll: Smallest and largest circular shift of a view, in pixels, one a batch and axis; (0, 0) for none.
     """
 
     curriculum: float = 1.0
     shape: Literal["step", "linear", "cosine"] = "cosine"
     pixels: bool = False
-    iterations: int = 4000
-    lr: float = 0.25
-    bn_weight: float = 0.01
-    first: float = 10.0
-    batch: int = 100
-    crop: tuple[float, float] = (0.08, 1.0)
-    flip: bool = True
-    roll: tuple[int, int] = (0, 32)
 
     # The three commands of the reference's README; the same for every IPC.
     paper_values: ClassVar[dict[tuple[str, int | None], dict[str, Any]]] = {
@@ -79,10 +65,6 @@ class CDA(Method):
         """
         recipe = student_recipe(base, classes, ipc)
         return replace(recipe, batch=min(128, ipc * classes)) if base.startswith("image") else recipe
-
-    def image_iterations(self, ipc: int) -> float:
-        """`iterations`, whatever the IPC."""
-        return self.iterations
 
     def synthesize(self, job: Job) -> DistilledSet:
         """SRe2L's recovery with crops that shrink."""

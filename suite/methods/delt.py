@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from suite.methods import Method, check_ranges, method
+from suite.methods import check_ranges, method
+from suite.methods._recovery import Recovery
 from suite.methods.rded import RDED
 from suite.spec.recipes import StudentRecipe
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 @method(name="delt", paper="arXiv:2411.19946", version=1, needs=("real", "teacher"), labels="online")
 @dataclass(frozen=True)
-class DELT(Method):
+class DELT(Recovery):
     """Shen, Sherif, Yin and Shao, CVPR 2025, section 3: ranked real starts, early and late sub-tasks, CDA's curriculum.
 
     Early images of a class take all T updates, late ones only the last of them, at a low rate and on small crops. The
@@ -32,26 +33,15 @@ class DELT(Method):
         curriculum: CDA's milestone in [0, 1].
         shape: CDA's `step`, `linear` or `cosine`.
         iterations: Updates of the earliest images (T).
-        lr: Initial learning rate of Adam on pixels; cosine to 0.
-        bn_weight: Weight of the BatchNorm term (r_bn).
-        first: Multiplier of the first BatchNorm layer's term.
         batch: Images a batch, class by class.
         crop: Area range of the crops when the curriculum has ended; the active images share each one.
         flip: Whether the active images are flipped, all or none, with probability one half.
-        roll: Smallest and largest circular shift of a view, in pixels; (0, 0) for none.
     """
 
     criterion: Literal["medium", "top", "min"] = "medium"
     rounds: int = 8
     curriculum: float = 1.0
     shape: Literal["step", "linear", "cosine"] = "cosine"
-    iterations: int = 4000
-    lr: float = 0.25
-    bn_weight: float = 0.01
-    first: float = 10.0
-    batch: int = 100
-    crop: tuple[float, float] = (0.08, 1.0)
-    flip: bool = True
     roll: tuple[int, int] = (0, 0)
 
     # The defaults are the ImageNet-1K scripts (T = 4000, 500 iterations a round). Other datasets' scripts are not in

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from suite.methods import Method, method
+from suite.methods import method
+from suite.methods._recovery import Recovery
 from suite.methods.sre2l import SMALL_VALUES, student_recipe
 from suite.spec.recipes import LabelRecipe, StudentRecipe
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 @method(name="lpld", paper="arXiv:2410.15919", version=1, needs=("teacher", "statistics"), labels="stored")
 @dataclass(frozen=True)
-class LPLD(Method):
+class LPLD(Recovery):
     """Xiao and He, NeurIPS 2024, section 3.2: SRe2L in batches of one class, towards that class's BN statistics.
 
     The paper's other half is `label_recipe`: of the label stream only the first K = floor(E floor(N / B) (1 - r))
@@ -26,26 +27,13 @@ class LPLD(Method):
     averages of decay 0.9, from mean 0 and variance 1, over the last batches that held the class, on one GPU of several.
 
     Attributes:
-        iterations: Updates of every image (T).
-        lr: Initial learning rate of Adam on pixels; cosine to 0.
         bn_weight: Weight of the class-wise BatchNorm term (r_bn).
-        first: Multiplier of the first BatchNorm layer's term.
         batch: Most images a batch. All are of one class: as many as it has (IPC) if the batch allows it.
-        crop: Area range of the RandomResizedCrop that a whole batch shares; (1, 1) for none.
-        flip: Whether a batch is flipped, all of it or none, with probability one half.
-        roll: Smallest and largest circular shift of a view, in pixels, one a batch and axis; (0, 0) for none.
         pixels: Optimise images in [0, 1] rather than normalised ones (the ImageNet-21K script), from the same noise.
             Views are normalised for the teacher; that of the script takes [0, 1] as it is.
     """
 
-    iterations: int = 4000
-    lr: float = 0.25
-    bn_weight: float = 0.01
-    first: float = 10.0
     batch: int = 1000
-    crop: tuple[float, float] = (0.08, 1.0)
-    flip: bool = True
-    roll: tuple[int, int] = (0, 32)
     pixels: bool = False
 
     # imagenet1k_recover.sh, tiny_recover.sh, in21k_recover.sh of the reference; the same for every IPC.
@@ -81,10 +69,6 @@ class LPLD(Method):
         if base == "imagenet21k":
             return StudentRecipe(batch=min(32, size), lr=2e-3, cutmix=False)
         return StudentRecipe(batch=min(128 if base == "imagenet1k" else 20, size))
-
-    def image_iterations(self, ipc: int) -> float:
-        """Every image is updated `iterations` times."""
-        return self.iterations
 
     def synthesize(self, job: Job) -> DistilledSet:
         """Run the shared loop over batches within a class."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from suite.methods import Method, method
+from suite.methods import method
+from suite.methods._recovery import Recovery
 from suite.spec.recipes import LabelRecipe, Labels, StudentRecipe
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ SMALL_VALUES: dict[str, dict[str, Any]] = {
 
 @method(name="sre2l", paper="arXiv:2306.13092", version=1, needs=("teacher",), labels="stored")
 @dataclass(frozen=True)
-class SRe2L(Method):
+class SRe2L(Recovery):
     """Yin, Xing and Shen, NeurIPS 2023, section 3.2: cross-entropy plus the teacher's BatchNorm statistics.
 
     The loss is the mean cross-entropy plus r_bn times the sum over BatchNorm layers of the L2 distances between the
@@ -31,29 +32,13 @@ class SRe2L(Method):
     published scripts and are left out. Of several teachers the first one synthesizes and all label.
 
     Attributes:
-        iterations: Updates of every image (T).
-        lr: Initial learning rate of Adam on pixels, in normalised units; cosine to 0.
-        bn_weight: Weight of the BatchNorm term (r_bn).
-        first: Multiplier of the first BatchNorm layer's term.
-        batch: Images a batch. The BatchNorm term depends on it.
         partition: `slot`: a batch holds one image of each class; `class`: several images of few classes, as the
             reference's multi-GPU script makes of the same values, with another objective.
-        crop: Area range of the RandomResizedCrop that a whole batch shares; (1, 1) for none.
-        flip: Whether a batch is flipped, all of it or none, with probability one half.
-        roll: Smallest and largest circular shift of a view, in pixels, one a batch and axis; (0, 0) for none.
         reference_quirks: CIFAR's labels come from a teacher in training mode, with each batch's BatchNorm statistics:
             the reference forgets to leave it.
     """
 
-    iterations: int = 4000
-    lr: float = 0.25
-    bn_weight: float = 0.01
-    first: float = 10.0
-    batch: int = 100
     partition: Literal["slot", "class"] = "slot"
-    crop: tuple[float, float] = (0.08, 1.0)
-    flip: bool = True
-    roll: tuple[int, int] = (0, 32)
     reference_quirks: bool = False
 
     # recover.sh, recover_tiny.sh, recover_cifar.sh of the reference; the same for every IPC. CIFAR-10 is not in it and
@@ -80,10 +65,6 @@ class SRe2L(Method):
         """Plain logits; with `reference_quirks` those of a teacher in training mode on CIFAR."""
         quirk = self.reference_quirks and base in ("cifar10", "cifar100")
         return LabelRecipe(part=student_recipe(base, classes, ipc).batch if quirk else 0)
-
-    def image_iterations(self, ipc: int) -> float:
-        """`iterations`, whatever the IPC."""
-        return self.iterations
 
     def synthesize(self, job: Job) -> DistilledSet:
         """Run the shared loop from noise."""

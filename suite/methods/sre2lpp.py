@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from suite.methods import Method, check_ranges, is_area, method
+from suite.methods import check_ranges, is_area, method
+from suite.methods._recovery import Recovery
 from suite.spec.recipes import LabelRecipe, StudentRecipe
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 @method(name="sre2lpp", paper="arXiv:2501.07575", version=1, needs=("real", "teacher"), labels="stored")
 @dataclass(frozen=True)
-class SRe2LPlusPlus(Method):
+class SRe2LPlusPlus(Recovery):
     """Cui, Li, Ma, Bi, Luo and Shen, 2025, section 3: the improved SRe2L that is CV-DD's baseline.
 
     Real patches of medium difficulty start the recovery; crops and flips at every size; batch-specific soft labels. How
@@ -27,27 +28,11 @@ class SRe2LPlusPlus(Method):
         candidates: Real images of a class that patches are cut from; all of them where a class has fewer [inferred].
         crops: Random crops of each candidate [inferred].
         patch: Area range of the patches [inferred].
-        iterations: Updates of every image (T).
-        lr: Initial learning rate of Adam on pixels; cosine to 0.
-        bn_weight: Weight of the BatchNorm term (r_bn).
-        first: Multiplier of the first BatchNorm layer's term.
-        batch: Classes a batch, one image each.
-        crop: Area range of the RandomResizedCrop that a whole batch shares.
-        flip: Whether a batch is flipped, all of it or none, with probability one half.
-        roll: Smallest and largest circular shift of a view, in pixels, one a batch and axis; (0, 0) for none.
     """
 
     candidates: int = 300
     crops: int = 5
     patch: tuple[float, float] = (0.08, 1.0)
-    iterations: int = 4000
-    lr: float = 0.25
-    bn_weight: float = 0.01
-    first: float = 10.0
-    batch: int = 100
-    crop: tuple[float, float] = (0.08, 1.0)
-    flip: bool = True
-    roll: tuple[int, int] = (0, 32)
 
     # recover/scripts of the reference: one set of values, with a shorter shift up to 64 px.
     paper_values: ClassVar[dict[tuple[str, int | None], dict[str, Any]]] = {
@@ -85,10 +70,6 @@ class SRe2LPlusPlus(Method):
     def label_recipe(self, base: str, classes: int, ipc: int) -> LabelRecipe:
         """Batch-specific soft labels: BatchNorm statistics of half a batch. The reference leaves dropout on as well."""
         return LabelRecipe(part=_batch(base, classes, ipc) // 2)
-
-    def image_iterations(self, ipc: int) -> float:
-        """`iterations`, whatever the IPC."""
-        return self.iterations
 
     def synthesize(self, job: Job) -> DistilledSet:
         """SRe2L's recovery from patches."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from suite.methods import Method, method
+from suite.methods import method
+from suite.methods._recovery import Recovery
 from suite.methods.sre2l import SMALL_VALUES
 from suite.spec.recipes import StudentRecipe
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 @method(name="wmdd", paper="arXiv:2311.18531", version=1, needs=("real", "teacher", "statistics"), labels="stored")
 @dataclass(frozen=True)
-class WMDD(Method):
+class WMDD(Recovery):
     """Liu et al., ICCV 2025, section 4: cross-entropy + ||features - barycentre|| + class-wise BN statistics.
 
     The barycentre of a class has IPC points of equal weight, in the space of the teacher's penultimate features of all
@@ -31,27 +32,16 @@ class WMDD(Method):
     not the paper's own of 50 epochs.
 
     Attributes:
-        iterations: Updates of every image (T).
-        lr: Initial learning rate of Adam on pixels; cosine to 0.
         feature_weight: Weight of the barycentre term.
         bn_weight: Weight of the class-wise BatchNorm term (r_bn). 10 is the reference's example for Imagenette; it says
             500 for Tiny-ImageNet and nothing for ImageNet-1K, where 10 is inferred.
-        first: Multiplier of the first BatchNorm layer's term.
         batch: Most images a batch, which holds all images of max(1, floor(batch / IPC)) classes.
-        crop: Area range of the RandomResizedCrop that a whole batch shares; (1, 1) for none.
-        flip: Whether a batch is flipped, all of it or none, with probability one half.
-        roll: Smallest and largest circular shift of a view, in pixels, one a batch and axis; (0, 0) for none.
     """
 
     iterations: int = 2000
-    lr: float = 0.25
     feature_weight: float = 1.0
     bn_weight: float = 10.0
     first: float = 1.0
-    batch: int = 100
-    crop: tuple[float, float] = (0.08, 1.0)
-    flip: bool = True
-    roll: tuple[int, int] = (0, 32)
 
     # run.sh and the README of the reference; the same for every IPC.
     paper_values: ClassVar[dict[tuple[str, int | None], dict[str, Any]]] = {
@@ -72,10 +62,6 @@ class WMDD(Method):
         return (
             StudentRecipe(batch=batch, crop=(0.5, 1.0), flip=False) if base == "digits" else StudentRecipe(batch=batch)
         )
-
-    def image_iterations(self, ipc: int) -> float:
-        """Every image is updated `iterations` times."""
-        return self.iterations
 
     def synthesize(self, job: Job) -> DistilledSet:
         """Compute the barycentres, then run the shared loop over batches of whole classes."""

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import random
 import socket
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -57,20 +60,27 @@ class SlurmCluster:
         )
 
 
+#: Blocks of ports that this process has taken, held by a lock on a file until it ends.
+_HELD: list[IO[str]] = []
+_BLOCK = 50
+
+
 def free_ports(count: int) -> int:
-    """The first of some consecutive free TCP ports."""
-    for first in range(21000, 60000, 50):
-        opened = []
+    """The first of some consecutive free TCP ports, which no other test session on this machine is given.
+
+    Below 32768: the kernel gives ports from there up to outgoing connections.
+    """
+    for first in random.sample(range(18000, 32700 - _BLOCK, _BLOCK), k=250):
+        lock = (Path(tempfile.gettempdir()) / f"suite-ports-{first}.lock").open("a")
         try:
-            for port in range(first, first + count):
-                s = socket.socket()
-                opened.append(s)
-                s.bind(("127.0.0.1", port))
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with ExitStack() as opened:
+                for port in range(first, first + count):
+                    opened.enter_context(socket.socket()).bind(("127.0.0.1", port))
         except OSError:
+            lock.close()
             continue
-        finally:
-            for s in opened:
-                s.close()
+        _HELD.append(lock)
         return first
     raise AssertionError("no free ports")
 

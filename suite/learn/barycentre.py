@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -79,25 +79,32 @@ def barycentre(
     return x
 
 
-def class_barycentres(job: Job) -> torch.Tensor:
+def class_barycentres(job: Job, classes: Sequence[int] | None = None) -> torch.Tensor:
     """For every class the barycentre of its training images' penultimate features, on IPC points.
 
     The first teacher sees the images as at validation; they are counted in `forward_images`. Starts are standard
     normal, from a stream of their own for each class.
 
+    Args:
+        job: The synthesis.
+        classes: Those whose points are wanted; all by default.
+
     Returns:
-        float32 [classes * IPC, D], class-major, on the job's device.
+        float32 [classes * IPC, D], class-major, on the job's device; NaN where nothing was wanted.
 
     Raises:
         DataError: If there are no real images.
         NumericError: If features are not finite.
     """
-    rows = []
-    for c, members in enumerate(per_class(job)):
-        features, _ = real_features(job, members)
-        start = torch.randn(job.ipc, features.shape[1], generator=job.generator("barycentre", c), dtype=torch.float64)
-        rows.append(barycentre(features, start))
-    return torch.cat(rows).float().to(job.device)
+    members, points = per_class(job), torch.empty(0)
+    for c in range(job.dataset.classes) if classes is None else classes:
+        features, _ = real_features(job, members[c])
+        width = features.shape[1]
+        if not len(points):
+            points = torch.full((job.dataset.classes, job.ipc, width), torch.nan)
+        start = torch.randn(job.ipc, width, generator=job.generator("barycentre", c), dtype=torch.float64)
+        points[c] = barycentre(features, start).float()
+    return points.flatten(0, 1).to(job.device)
 
 
 def barycentre_term(points: torch.Tensor, weight: float) -> Callable[[Seen], torch.Tensor]:

@@ -44,10 +44,14 @@ def distill_by_image(job: Job, composition: Composition, *, patience: int, conti
 
     Raises:
         NumericError: If a loss or a pixel is NaN or Inf.
+        UserError: If a share is wanted of images that depend on those before them.
     """
     facts, partition = job.dataset, composition.partition
+    own = job.share.take(partition)
+    if job.share.count > 1 and (continuous or composition.carry):
+        raise UserError("one stream of images cannot be cut into shards", hint="run it as one task")
     shelf = Shelf(facts.classes * job.ipc, facts.size, job.device)
-    groups = [range(len(partition))] if continuous else [range(n, n + 1) for n in range(len(partition))]
+    groups = [range(len(partition))] if continuous else [range(n, n + 1) for n in own]
     counter, finished = 0, 0
     with ExitStack() as stack:
         for critic in composition.critics:

@@ -78,7 +78,7 @@ def in_parts(
 
     Args:
         job: The synthesis.
-        batches: Positions of their images.
+        batches: Positions of their images. A job's share is taken from these.
         rounds: The rounds of a batch.
         distill: Makes the images of some batches; what it says of others is not read.
     """
@@ -88,7 +88,8 @@ def in_parts(
     facts, done = job.dataset, 0
     total = sum(r.iterations * len(some) for r, some in parts.items())
     checkpoint = job.checkpoint if len(parts) == 1 else None
-    images = torch.empty(facts.classes * job.ipc, 3, facts.size, facts.size, dtype=torch.uint8)
+    job.share.take(batches)
+    images = torch.zeros(facts.classes * job.ipc, 3, facts.size, facts.size, dtype=torch.uint8)
     for number, (same, some) in enumerate(parts.items()):
         seed = job.generator("part", number).initial_seed() if number else job.seed
         part = replace(job, seed=seed, checkpoint=checkpoint, progress=_after(done, total, job.progress))

@@ -130,7 +130,7 @@ def members_per_class(job: Job) -> list[torch.Tensor]:
 
 
 def class_features(job: Job) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Class by class, the training images and what the job's first teacher makes of them; for selections.
+    """For each class of the job, the training images and what the job's first teacher makes of them; for selections.
 
     Yields:
         Indices int64 [n] in stored order, and float32 features [n, D].
@@ -138,6 +138,7 @@ def class_features(job: Job) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     Raises:
         DataError: If a class has fewer than `ipc` images.
     """
-    for c, members in enumerate(members_per_class(job)):
-        yield members, real_features(job, members)[0]
+    members = members_per_class(job)
+    for c in job.classes():
+        yield members[c], real_features(job, members[c])[0]
         job.progress(c + 1, job.dataset.classes)

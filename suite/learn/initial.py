@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -177,16 +178,17 @@ class RankedStart:
     Args:
         job: With real images and a teacher; of several teachers the first ranks.
         criterion: See `rank`.
+        classes: Those that are started; all by default.
     """
 
-    def __init__(self, job: Job, criterion: Criterion) -> None:
-        self.job = job
-        chosen = []
-        for c, members in enumerate(per_class(job)):
-            if len(members) < job.ipc:
-                raise DataError(f"class {c} has {len(members)} images, {job.ipc} are wanted", where=job.dataset.name)
-            chosen.append(members[rank(true_class_scores(job, members, c), criterion, job.ipc)])
-        self.chosen = torch.cat(chosen)
+    def __init__(self, job: Job, criterion: Criterion, classes: Sequence[int] | None = None) -> None:
+        self.job, members = job, per_class(job)
+        self.chosen = torch.zeros(job.dataset.classes, job.ipc, dtype=torch.int64)
+        for c in range(job.dataset.classes) if classes is None else classes:
+            if len(members[c]) < job.ipc:
+                raise DataError(f"class {c} has {len(members[c])} images, {job.ipc} are wanted", where=job.dataset.name)
+            self.chosen[c] = members[c][rank(true_class_scores(job, members[c], c), criterion, job.ipc)]
+        self.chosen = self.chosen.flatten()
 
     def __call__(self, batch: int, slots: torch.Tensor) -> torch.Tensor:
         """The start of some slots, normalised float32 [len(slots), 3, S, S] on the job's device."""
@@ -196,6 +198,13 @@ class RankedStart:
 
 
 def to_distilled(job: Job, images: torch.Tensor) -> DistilledSet:
-    """Class-major uint8 images [C*IPC, 3, S, S] as the set that a synthesis returns."""
+    """Class-major uint8 images [C*IPC, 3, S, S], or those of a job's share alone, as the set that a synthesis returns.
+
+    What is not in the share is black.
+    """
+    slots, whole = job.share.slots, job.dataset.classes * job.ipc
+    if slots is not None and len(images) == len(slots) < whole:
+        own, images = images, torch.zeros(whole, *images.shape[1:], dtype=images.dtype)
+        images[slots] = own.cpu()
     labels = torch.arange(job.dataset.classes).repeat_interleave(job.ipc)
     return DistilledSet(images.cpu().contiguous(), labels).check(job.dataset.classes, job.ipc, job.dataset.size)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from suite.learn.share import Share
 from suite.spec.datasets import Dataset
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ class Job:
         compile: Run teachers through `torch.compile`: other rounding, a first iteration of minutes.
         stack: Most images of several image batches that are optimised side by side; a batch alone may hold more.
         checkpoint: Where an interrupted synthesis goes on; None to start again.
+        share: The part of the set that is made; all of it by default.
     """
 
     dataset: Dataset
@@ -77,7 +79,12 @@ class Job:
     compile: bool = False
     stack: int = 1
     checkpoint: Checkpoint | None = None
+    share: Share = field(default_factory=Share)
 
     def generator(self, *names: object) -> torch.Generator:
         """A CPU generator for one purpose of this synthesis."""
         return generator(self.seed, *names)
+
+    def classes(self) -> list[int]:
+        """Classes that this job makes all images of, ascending: for methods that go class by class."""
+        return self.share.take(torch.arange(self.dataset.classes * self.ipc).split(self.ipc))

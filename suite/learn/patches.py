@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from suite.learn.initial import rank
@@ -21,20 +23,28 @@ class PatchStart:
         candidates: Real images of a class that are looked at; all of them where a class has fewer.
         crops: Random crops of each candidate.
         area: Area range of the crops; their aspect ratio is 1.
+        classes: Those that are started; all by default.
 
     Raises:
         DataError: If the candidates have fewer crops than IPC.
     """
 
-    def __init__(self, job: Job, candidates: int, crops: int, area: tuple[float, float]) -> None:
-        self.job, facts = job, job.dataset
-        found, mosaics = [], Mosaics(job, candidates, crops, 1, area)
-        for c in range(facts.classes):
+    def __init__(
+        self,
+        job: Job,
+        candidates: int,
+        crops: int,
+        area: tuple[float, float],
+        classes: Sequence[int] | None = None,
+    ) -> None:
+        self.job, facts, mosaics = job, job.dataset, Mosaics(job, candidates, crops, 1, area)
+        self.images = torch.zeros(facts.classes, job.ipc, 3, facts.size, facts.size, dtype=torch.uint8)
+        for c in range(facts.classes) if classes is None else classes:
             patches, ce = mosaics.scored(c, kept=min(crops, -(-job.ipc // len(mosaics.members[c]))))
             order = rank(-ce.flatten().cpu(), "medium", job.ipc)
             chosen = patches.flatten(0, 1)[order.to(patches.device)]
-            found.append(denormalise(chosen, facts.mean, facts.std).cpu())
-        self.images = torch.cat(found)
+            self.images[c] = denormalise(chosen, facts.mean, facts.std).cpu()
+        self.images = self.images.flatten(0, 1)
 
     def __call__(self, batch: int, slots: torch.Tensor) -> torch.Tensor:
         """The start of some slots, normalised float32 [len(slots), 3, S, S] on the job's device."""

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from suite.data.distilled import DistilledSet
-from suite.errors import NumericError
+from suite.errors import NumericError, UserError
 from suite.learn.composition import Composition, Critic, Seen, Views, by_class, by_slot, cosine, cyclic
 from suite.learn.handover import Flag, Shelf
 from suite.learn.initial import to_distilled
@@ -34,6 +34,8 @@ BETAS, EPS = (0.5, 0.9), 1e-8
 def distill(job: Job, composition: Composition) -> DistilledSet:
     """Optimise every batch of the partition and return the last iterates, truncated to uint8.
 
+    A job that has a share of the set optimises its batches only; the other images are black.
+
     Adam starts afresh for every batch; after each update pixels are clamped to what an image can hold. The host reads
     from the device only every `LOG_EVERY` iterations, and to find the end of batches that may stop early; finished
     images travel to the host while the next batch is optimised.
@@ -45,8 +47,11 @@ def distill(job: Job, composition: Composition) -> DistilledSet:
 
     Raises:
         NumericError: If a loss or a pixel is NaN or Inf.
+        UserError: If a share is wanted of batches that depend on those before them.
     """
-    facts = job.dataset
+    facts, own = job.dataset, job.share.take(composition.partition)
+    if composition.carry and job.share.count > 1:
+        raise UserError("batches that carry their state on cannot be cut into shards", hint="run it as one task")
     shelf = Shelf(facts.classes * job.ipc, facts.size, job.device)
     saved = job.checkpoint.load() if job.checkpoint else None
     begun, counter = 0, 0
@@ -59,7 +64,7 @@ def distill(job: Job, composition: Composition) -> DistilledSet:
             stack.callback(critic.close)
             if isinstance(critic.forward, Taps):
                 critic.forward.compiled = job.compile
-        for numbers in stacks(composition, job.stack):
+        for numbers in stacks(composition, job.stack, own):
             if numbers[0] < begun:
                 continue
             run = BatchRun(job, composition, numbers, counter if composition.carry else None)
@@ -88,13 +93,18 @@ def _save(job: Job, shelf: Shelf, run: BatchRun, counter: int) -> None:
         )
 
 
-def stacks(composition: Composition, images: int) -> Iterator[list[int]]:
+def stacks(composition: Composition, images: int, own: Sequence[int] | None = None) -> Iterator[list[int]]:
     """Numbers of the batches that are optimised side by side, in order.
 
     They are equally large, their teachers judge the same iterations, and together they hold at most `images`; a batch
     alone may hold more. Each keeps its own statistics, draws and end, so that stacking changes no objective.
+
+    Args:
+        composition: The method.
+        images: Most images of several batches.
+        own: Numbers of the batches, ascending; all of the partition by default.
     """
-    plan, numbers = composition, range(len(composition.partition))
+    plan, numbers = composition, range(len(composition.partition)) if own is None else own
     turns: dict[int, list[Any]] = {}
 
     def alike(a: int, b: int) -> bool:

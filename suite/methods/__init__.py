@@ -96,6 +96,15 @@ class Method(ABC):
         """Planned optimiser updates per image, a mean (0 for methods that only select); used by the cost estimate."""
         return 0
 
+    def parts(self, classes: int, ipc: int) -> int:
+        """Of how many parts that do not depend on each other the images consist: the most shards of a synthesis.
+
+        Methods that go through `suite.learn.synthesis.distill` have as many as batches; those that ask `job.classes()`
+        what to make have as many as classes. 1, the default, says that the images are made as one, since a batch
+        depends on those before it (a running average, a count, a stream), or since nothing is known.
+        """
+        return 1
+
     @abstractmethod
     def synthesize(self, job: Job) -> DistilledSet:
         """Make the distilled set: uint8 [classes*ipc, 3, S, S], class-major, with int64 labels."""
@@ -162,6 +171,16 @@ def check_ranges(instance: Method, **allowed: bool) -> None:
         raise UserError(
             f"{type(instance).name}: out of range: {', '.join(bad)}", hint=f"see {type(instance).__module__}"
         )
+
+
+def batches_by_slot(classes: int, ipc: int, batch: int) -> int:
+    """Batches of one image a class: `suite.learn.composition.by_slot` makes as many."""
+    return ipc * -(-classes // batch)
+
+
+def batches_by_class(classes: int, ipc: int, batch: int) -> int:
+    """Batches of consecutive images of the class-major set: `suite.learn.composition.by_class` makes as many."""
+    return -(-classes * ipc // batch)
 
 
 def is_area(crop: tuple[float, float]) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from suite.methods import Method
+from suite.methods import Method, batches_by_slot
 
 
 @dataclass(frozen=True)
@@ -34,3 +34,7 @@ class Recovery(Method):
     def image_iterations(self, ipc: int) -> float:
         """Every image is updated `iterations` times."""
         return self.iterations
+
+    def parts(self, classes: int, ipc: int) -> int:
+        """Batches of one image a class."""
+        return batches_by_slot(classes, ipc, self.batch)

@@ -88,10 +88,13 @@ class CVDD(SRe2LPlusPlus):
         from suite.learn.committee import committees
         from suite.learn.patches import PatchStart
         from suite.learn.recovery import recover
+        from suite.learn.synthesis import by_slot
 
-        start = PatchStart(job, self.candidates, self.crops, self.patch)
+        partition = by_slot(job.dataset.classes, job.ipc, self.batch)
+        own = job.share.classes(partition, job.ipc)
+        start = PatchStart(job, self.candidates, self.crops, self.patch, own)
         if self.voting == "single":
-            return recover(job, self, start=start)
+            return recover(job, self, start=start, partition=partition)
         archs = tuple(teacher.arch for teacher in job.teachers)
         scores = priors(job.dataset.base, archs)
         pair = [k for k, arch in enumerate(archs) if family(arch) in self.pair]
@@ -101,7 +104,9 @@ class CVDD(SRe2LPlusPlus):
             chosen = committees(job, self.voting, self.members, scores)
         votes = [list(zip(who, softmax([scores[k] for k in who], self.temperature), strict=True)) for who in chosen]
         chunks = -(-job.dataset.classes // self.batch)
-        return recover(job, self, start=start, select=lambda counter, batch: votes[batch // chunks])
+        return recover(
+            job, self, start=start, partition=partition, select=lambda counter, batch: votes[batch // chunks]
+        )
 
 
 def family(arch: str) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from suite.methods import check_ranges, method
+from suite.methods import batches_by_class, check_ranges, method
 from suite.methods._recovery import Recovery
 from suite.methods.rded import RDED
 from suite.spec.recipes import StudentRecipe
@@ -83,6 +83,10 @@ class DELT(Recovery):
         groups = ((ipc // self.rounds + (r < ipc % self.rounds), self.rounds - r) for r in range(self.rounds))
         return sum(size * left for size, left in groups) * (self.iterations // self.rounds) / ipc
 
+    def parts(self, classes: int, ipc: int) -> int:
+        """Batches of consecutive images."""
+        return batches_by_class(classes, ipc, self.batch)
+
     def synthesize(self, job: Job) -> DistilledSet:
         """Rank real images, then run SRe2L's recovery on the images that have joined."""
         from suite.learn.early_late import in_parts, rounds_of
@@ -90,10 +94,11 @@ class DELT(Recovery):
         from suite.learn.recovery import recover, shrinking
         from suite.learn.synthesis import by_class
 
-        start = RankedStart(job, self.criterion)
+        partition = by_class(job.dataset.classes, job.ipc, self.batch)
+        start = RankedStart(job, self.criterion, job.share.classes(partition, job.ipc))
         return in_parts(
             job,
-            by_class(job.dataset.classes, job.ipc, self.batch),
+            partition,
             lambda slots: rounds_of(slots, job.ipc, self.iterations, self.rounds),
             lambda part, batches, rounds: recover(
                 part,

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from suite.methods import Method, check_ranges, method
+from suite.methods import Method, batches_by_slot, check_ranges, method
 from suite.methods.edc import EDC
 from suite.spec.recipes import Labels, StudentRecipe
 
@@ -89,6 +89,12 @@ class E2D(Method):
     def image_iterations(self, ipc: int) -> float:
         """At most `iterations`; what early stops save is counted when it happens."""
         return self.iterations
+
+    def parts(self, classes: int, ipc: int) -> int:
+        """EDC's batches, or one image a class each."""
+        if self.branch == "cda":
+            return batches_by_slot(classes, ipc, self.batch)
+        return EDC(batch=self.batch, reference_quirks=self.reference_quirks).parts(classes, ipc)
 
     def synthesize(self, job: Job) -> DistilledSet:
         """Run the shared loop with a box memory for every image."""

@@ -60,6 +60,10 @@ class E2DAdaptive(E2D):
         super().__post_init__()
         check_ranges(self, patience=self.patience >= 0)
 
+    def parts(self, classes: int, ipc: int) -> int:
+        """1 if there is one stream, in which images depend on those before them; else E2D's batches."""
+        return 1 if self.continuous else super().parts(classes, ipc)
+
     def synthesize(self, job: Job) -> DistilledSet:
         """Run E2D's parts in the loop in which images have clocks of their own."""
         from suite.learn.continuous import distill_by_image

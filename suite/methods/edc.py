@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from suite.methods import Method, check_ranges, method
+from suite.methods import Method, batches_by_class, check_ranges, method
 from suite.methods.gvbsm import FIVE, SMALL_TEACHERS
 from suite.spec.recipes import Labels, StudentRecipe
 
@@ -139,6 +139,10 @@ class EDC(Method):
     def image_iterations(self, ipc: int) -> float:
         """Every image is updated `iterations` times."""
         return self.iterations
+
+    def parts(self, classes: int, ipc: int) -> int:
+        """Batches of consecutive images; 1 with the reference's averages, which go on from batch to batch."""
+        return 1 if self.reference_quirks else batches_by_class(classes, ipc, self.batch)
 
     def synthesize(self, job: Job) -> DistilledSet:
         """Run the shared loop from mosaics or real images, teachers in turn."""

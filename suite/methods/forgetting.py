@@ -48,6 +48,10 @@ class Forgetting(Random):
         if self.network:
             check_arch(self.network)
 
+    def parts(self, classes: int, ipc: int) -> int:
+        """1: all classes are ranked by the training of one network."""
+        return 1
+
     def choose(self, job: Job) -> list[torch.Tensor]:
         """Train, count and rank."""
         from dataclasses import replace

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from suite.methods import Method, check_ranges, method
+from suite.methods import Method, batches_by_class, check_ranges, method
 from suite.spec.recipes import LabelRecipe, StudentRecipe
 
 if TYPE_CHECKING:
@@ -123,6 +123,12 @@ class GVBSM(Method):
     def image_iterations(self, ipc: int) -> float:
         """Every image is updated `iterations` times."""
         return self.iterations
+
+    def parts(self, classes: int, ipc: int) -> int:
+        """Batches of the groups; 1 with the reference's averages, which go on from batch to batch."""
+        groups = min(self.groups, ipc)
+        sizes = [ipc // groups + (g < ipc % groups) for g in range(groups)]
+        return 1 if self.reference_quirks else sum(batches_by_class(classes, size, self.batch) for size in sizes)
 
     def synthesize(self, job: Job) -> DistilledSet:
         """Run the shared loop from noise, teachers in turn."""

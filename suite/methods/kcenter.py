@@ -39,7 +39,7 @@ class KCenter(Random):
         from suite.learn.features import class_features
 
         chosen = []
-        for c, (members, features) in enumerate(class_features(job)):
+        for c, (members, features) in zip(job.classes(), class_features(job), strict=True):
             if self.start == "random":
                 first = torch.randint(len(members), (), generator=job.generator("first centre", c))
             else:

@@ -121,6 +121,10 @@ class LabelWorth(Method):
         stop = _at(_STOPS[base], ipc) if base in _STOPS else round(_at(_SHARES, ipc) * teacher_recipe(base).epochs)
         return expert | {"stop": self.stop or max(1, stop)}
 
+    def parts(self, classes: int, ipc: int) -> int:
+        """Classes."""
+        return classes
+
     def synthesize(self, job: Job) -> DistilledSet:
         """Draw `ipc` images of every class, and a crop of each."""
         import torch
@@ -130,14 +134,15 @@ class LabelWorth(Method):
         from suite.learn.validation import centre
         from suite.learn.views import flip, rrc_boxes
 
-        size, stored = job.dataset.size, real_images(job).stored
-        images = real_images(job).take(torch.cat(pick_per_class(job, "random", job.ipc)))
+        size, stored, total = job.dataset.size, real_images(job).stored, job.dataset.classes * job.ipc
+        own = (torch.tensor(job.classes())[:, None] * job.ipc + torch.arange(job.ipc)).flatten()
+        images = real_images(job).take(torch.cat(pick_per_class(job, "random", job.ipc))[own])
         if self.crop == (1.0, 1.0):
             images = centre(images, size)
         else:
-            boxes = rrc_boxes(len(images), stored, stored, self.crop, (3 / 4, 4 / 3), job.generator("crops"))
+            boxes = rrc_boxes(total, stored, stored, self.crop, (3 / 4, 4 / 3), job.generator("crops"))[own]
             parts = zip(images.split(500), boxes.split(500), strict=True)
             images = torch.cat([antialiased_crops(x.float(), b, size).round().to(torch.uint8) for x, b in parts])
         if self.flip:
-            images = flip(images, torch.rand(len(images), generator=job.generator("flips")) < 0.5)
+            images = flip(images, (torch.rand(total, generator=job.generator("flips")) < 0.5)[own])
         return to_distilled(job, images)

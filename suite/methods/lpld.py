@@ -70,6 +70,10 @@ class LPLD(Recovery):
             return StudentRecipe(batch=min(32, size), lr=2e-3, cutmix=False)
         return StudentRecipe(batch=min(128 if base == "imagenet1k" else 20, size))
 
+    def parts(self, classes: int, ipc: int) -> int:
+        """Batches within a class."""
+        return classes * -(-ipc // self.batch)
+
     def synthesize(self, job: Job) -> DistilledSet:
         """Run the shared loop over batches within a class."""
         import torch

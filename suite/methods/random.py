@@ -50,10 +50,15 @@ class Random(Method):
         return StudentRecipe(epochs=300, batch=min(100, size), loss="ce", crop=(0.25, 1.0))
 
     def choose(self, job: Job) -> list[torch.Tensor]:
-        """Indices int64 [ipc] of the training images that are kept, for every class; selections override this."""
+        """Indices int64 [ipc] of training images to keep, for each class of the job; selections override this."""
         from suite.learn.initial import pick_per_class
 
-        return pick_per_class(job, "random", job.ipc)
+        chosen = pick_per_class(job, "random", job.ipc)
+        return [chosen[c] for c in job.classes()]
+
+    def parts(self, classes: int, ipc: int) -> int:
+        """Classes."""
+        return classes
 
     def synthesize(self, job: Job) -> DistilledSet:
         """Keep `ipc` images of every class; of larger stored images the centre is kept, as at validation."""

@@ -77,6 +77,10 @@ class RDED(Method):
             patch_shuffle=self.factor,
         )
 
+    def parts(self, classes: int, ipc: int) -> int:
+        """Classes."""
+        return classes
+
     def synthesize(self, job: Job) -> DistilledSet:
         """Select `ipc * factor**2` crops of every class and tile them."""
         import torch
@@ -86,7 +90,7 @@ class RDED(Method):
 
         mosaics = Mosaics(job, self.candidates, self.crops, self.factor, self.crop)
         images = []
-        for c in range(job.dataset.classes):
+        for c in job.classes():
             images.append(mosaics.of_class(c))
             job.progress(c + 1, job.dataset.classes)
         return to_distilled(job, torch.cat(images))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from suite.methods import method
+from suite.methods import batches_by_class, batches_by_slot, method
 from suite.methods._recovery import Recovery
 from suite.spec.recipes import LabelRecipe, Labels, StudentRecipe
 
@@ -65,6 +65,10 @@ class SRe2L(Recovery):
         """Plain logits; with `reference_quirks` those of a teacher in training mode on CIFAR."""
         quirk = self.reference_quirks and base in ("cifar10", "cifar100")
         return LabelRecipe(part=student_recipe(base, classes, ipc).batch if quirk else 0)
+
+    def parts(self, classes: int, ipc: int) -> int:
+        """Batches of the partition."""
+        return (batches_by_slot if self.partition == "slot" else batches_by_class)(classes, ipc, self.batch)
 
     def synthesize(self, job: Job) -> DistilledSet:
         """Run the shared loop from noise."""

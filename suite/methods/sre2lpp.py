@@ -75,8 +75,12 @@ class SRe2LPlusPlus(Recovery):
         """SRe2L's recovery from patches."""
         from suite.learn.patches import PatchStart
         from suite.learn.recovery import recover
+        from suite.learn.synthesis import by_slot
 
-        return recover(job, self, start=PatchStart(job, self.candidates, self.crops, self.patch))
+        partition = by_slot(job.dataset.classes, job.ipc, self.batch)
+        own = job.share.classes(partition, job.ipc)
+        start = PatchStart(job, self.candidates, self.crops, self.patch, own)
+        return recover(job, self, start=start, partition=partition)
 
 
 def _batch(base: str, classes: int, ipc: int) -> int:

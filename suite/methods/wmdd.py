@@ -63,6 +63,10 @@ class WMDD(Recovery):
             StudentRecipe(batch=batch, crop=(0.5, 1.0), flip=False) if base == "digits" else StudentRecipe(batch=batch)
         )
 
+    def parts(self, classes: int, ipc: int) -> int:
+        """Batches of whole classes."""
+        return -(-classes // max(1, self.batch // ipc))
+
     def synthesize(self, job: Job) -> DistilledSet:
         """Compute the barycentres, then run the shared loop over batches of whole classes."""
         from suite.learn.barycentre import barycentre_term, class_barycentres
@@ -70,12 +74,13 @@ class WMDD(Recovery):
         from suite.learn.recovery import recover
         from suite.learn.synthesis import by_class
 
-        weight = self.feature_weight
-        extra = barycentre_term(class_barycentres(job), weight) if weight else None
-        together = max(1, self.batch // job.ipc)
+        weight, together = self.feature_weight, max(1, self.batch // job.ipc)
+        partition = by_class(job.dataset.classes, job.ipc, together * job.ipc)
+        own = job.share.classes(partition, job.ipc)
+        extra = barycentre_term(class_barycentres(job, own), weight) if weight else None
         return recover(
             job,
             self,
-            partition=by_class(job.dataset.classes, job.ipc, together * job.ipc),
+            partition=partition,
             critics=[class_bn_critic(job.teachers[0], job.statistics[0], self.bn_weight, self.first, extra=extra)],
         )

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import suite.methods
 from suite.errors import UserError
+from suite.learn.share import Share
 from suite.methods import METHODS, Method, broken, discover, get
+from suite.spec.datasets import REGISTRY
 from tests.methods import contract
 
 FOLDER = Path(suite.methods.__file__).parent
@@ -22,6 +26,55 @@ NAMES = sorted(discover())
 @pytest.mark.parametrize("name", NAMES)
 def test_method_makes_its_images(name: str) -> None:
     contract.check_images(get(name))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_shards_make_what_one_process_makes(name: str) -> None:
+    fields = {f.name for f in dataclasses.fields(get(name))}  # type: ignore[arg-type]
+    contract.check_shards(get(name), **({"batch": 4} if "batch" in fields else {}))
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides"),
+    [
+        ("sre2l", {"partition": "class", "batch": 4}),
+        ("gvbsm", {"batch": 7, "groups": 2, "dd_weight": 1.0}),
+        ("edc", {"batch": 7, "start": "mosaic"}),
+        ("edc", {"batch": 4, "flatness": 1.0}),
+        ("e2d", {"batch": 4, "branch": "cda"}),
+        ("e2d", {"batch": 7, "start": "mosaic"}),
+        ("e2d_adaptive", {"batch": 4, "continuous": False}),
+    ],
+)
+def test_variants_of_methods_are_cut_too(name: str, overrides: dict[str, object]) -> None:
+    assert contract.short(get(name), **overrides).parts(10, 3) >= 5
+    contract.check_shards(get(name), (5,), **overrides)
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides"),
+    [
+        ("edc", {"reference_quirks": True}),
+        ("e2d", {"reference_quirks": True}),
+        ("gvbsm", {"reference_quirks": True}),
+        ("e2d_adaptive", {"continuous": True}),
+        ("forgetting", {}),
+    ],
+)
+def test_methods_with_state_across_batches_are_not_cut(name: str, overrides: dict[str, object]) -> None:
+    """Running averages and counts that go on from batch to batch, one stream, one training: made as one."""
+    method = contract.short(get(name), **overrides)
+    assert method.parts(10, 3) == 1
+    if name != "forgetting":
+        with pytest.raises(UserError, match="cannot be cut into shards"):
+            method.synthesize(replace(contract.job_for(get(name), ipc=3), share=Share(0, 2)))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("classes", "ipc"), [(10, 1), (10, 3), (1000, 50), (7, 11)])
+def test_a_method_says_of_how_many_parts_its_images_consist(name: str, classes: int, ipc: int) -> None:
+    for base in REGISTRY:
+        assert 1 <= get(name).for_dataset(base, ipc).parts(classes, ipc) <= classes * ipc
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -24,11 +24,11 @@ from suite.grid.expand import describe
 from suite.spec.datasets import dataset
 from suite.spec.stages import KINDS, Stage
 from suite.store import Store
+from suite.store.retries import KINDS as FAILURE_KINDS
 
 if TYPE_CHECKING:
     from suite.cluster.query import Task
 
-FAILURES = ("user", "data", "oom", "numeric", "infra")
 _FIRST = 5
 
 
@@ -51,9 +51,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         "--retry",
         nargs="+",
         default=[],
-        choices=FAILURES,
+        choices=FAILURE_KINDS,
         metavar="KIND",
-        help="run stages again that failed in this way; all but `numeric` (diverged) are retried anyway",
+        help="run stages again that are held back since they failed in this way",
     )
     parser.add_argument("--list", action="store_true", help="print every method with its paper and defaults")
     arguments = parser.parse_args(argv)
@@ -172,8 +172,14 @@ def print_reasons(plan: Plan, items: list[Todo], held: bool = False) -> None:
         say(f"  {stage.kind} {stage.key} {stage.label()}: {clean(item.reason)}")
     if len(told) > _FIRST:
         say(f"  ... and {len(told) - _FIRST} more")
-    if any(t.why == "diverged" for t in items):
-        say("  diverged stages would diverge again; `--retry numeric` runs them all the same")
+    if held and items:
+        say(f"  {retry_hint(items)}")
+
+
+def retry_hint(held: list[Todo]) -> str:
+    """What runs stages again that are held back."""
+    kinds = sorted({t.kind for t in held} - {""})
+    return f"they would fail again in the same way; `--retry {' '.join(kinds)}` runs them all the same"
 
 
 def nothing_to_do(launch: Launch) -> int:
@@ -280,7 +286,7 @@ def finish(launch: Launch) -> int:
         if state.todo:
             say(f"the same command runs them again: {launch.command('suite.launch')}")
         if state.held:
-            say("diverged stages and what needs them are held back; `--retry numeric` runs them all the same")
+            say(retry_hint(state.held))
     say(f"next: {launch.command('suite.report')}")
     return 1 if left else 0
 

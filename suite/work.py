@@ -17,20 +17,22 @@ import traceback
 from dataclasses import fields
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from suite.errors import DataError, InfraError, NumericError, OutOfMemory, Parser, SuiteError, UserError, debug, guarded
+from suite.errors import InfraError, NumericError, OutOfMemory, Parser, SuiteError, UserError, debug, guarded
+from suite.failures import classified
 from suite.faults import fault_point
 from suite.provenance import provenance
 from suite.spec.keys import plain
 from suite.spec.stages import Stage, stage_from_json
 from suite.store import Artifact, Attempt, Record, Store
 from suite.store.artifacts import Corrupt
-from suite.store.attempts import is_current, open_inputs
+from suite.store.attempts import Blocked, is_current, open_inputs
 from suite.store.files import read_json
+from suite.store.retries import CUTTABLE, decide
 
 if TYPE_CHECKING:
-    from suite.stages.context import Outcome, Settings
+    from suite.stages.context import Context, Outcome, Settings
 
 
 def main() -> int:
@@ -62,42 +64,74 @@ def run_pack(run_dir: str, indices: list[int]) -> int:
 
 
 def run_stage(stage: Stage, store: Store, settings: Settings) -> bool:
-    """Bring one stage to its published state. Returns whether it is published now."""
+    """Bring one stage to its published state, in batches of half the size if its memory runs out.
+
+    Returns:
+        Whether it is published now.
+    """
     _say(f"{stage.kind} {stage.key} {stage.label()}")
     fault_point(stage.kind, "start")
+    parts = _micro_batches(stage, store)
+    if _attempt(stage, store, settings, parts):
+        return True
+    again = _micro_batches(stage, store)
+    if parts > 1 or again == 1:
+        return False
+    _say(f"  out of memory: again, with batches in {again} parts")
+    _free_memory()
+    return _attempt(stage, store, settings, again)
+
+
+def _micro_batches(stage: Stage, store: Store) -> int:
+    try:
+        return decide(store.failures(stage.kind, stage.key)).micro_batches
+    except (OSError, ValueError, TypeError):
+        return 1  # an older failure that cannot be read changes nothing about this attempt
+
+
+def _free_memory() -> None:
+    import gc
+
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
+def _attempt(stage: Stage, store: Store, settings: Settings, micro_batches: int) -> bool:
+    """One try at a stage. Returns whether it is published now; if not, a record says why."""
     inputs: dict[str, Artifact] = {}
     begin = time.monotonic()
     try:
-        inputs = _inputs(stage, store)
+        from suite.stages.context import Context, device_info
+        from suite.stages.devices import usable_device
+
+        device = usable_device(settings.device)
+        inputs = open_inputs(store, stage)
         if _already(stage, store, inputs):
             _say("  already published")
             return True
         begin = time.monotonic()
         with Attempt(store, stage, inputs) as attempt:
             started = datetime.now(UTC).isoformat(timespec="seconds")
-            outcome, device = _compute(stage, inputs, attempt, settings)
+            context = Context(stage, inputs, attempt.dir, settings, device, _Progress(stage), micro_batches)
+            outcome = _compute(context)
             fault_point(stage.kind, "computed")
             record = _record(stage, "done", begin, started)
-            record.device, record.cost, record.numbers = device, outcome.cost, outcome.numbers
+            record.device = device_info(device) | {"precision": getattr(stage.spec, "precision", "fp32")}
+            record.cost, record.numbers = outcome.cost, outcome.numbers
             record.storage, record.upstream = outcome.storage, outcome.upstream
             attempt.publish(record)
     except Exception as error:
         # The one place where any failure becomes a record: siblings go on, and the report shows the hole.
-        if debug() or not isinstance(error, SuiteError):
+        if debug() or not isinstance(error, SuiteError | OSError | MemoryError):
             traceback.print_exception(error)
-        _record_failure(stage, store, inputs, _classified(error), begin)
+        _record_failure(stage, store, inputs, _advised(classified(error), stage, micro_batches), begin)
         return False
     fault_point(stage.kind, "published")
     _say(f"  published after {time.monotonic() - begin:.1f} s")
     return True
-
-
-def _inputs(stage: Stage, store: Store) -> dict[str, Artifact]:
-    try:
-        return open_inputs(store, stage)
-    except (FileNotFoundError, Corrupt) as error:
-        what = error.what if isinstance(error, Corrupt) else f"missing {error}"
-        raise DataError(f"blocked: an input cannot be used: {what}") from error
 
 
 def _already(stage: Stage, store: Store, inputs: dict[str, Artifact]) -> bool:
@@ -114,44 +148,30 @@ def _already(stage: Stage, store: Store, inputs: dict[str, Artifact]) -> bool:
     return False
 
 
-def _compute(
-    stage: Stage, inputs: dict[str, Artifact], attempt: Attempt, settings: Settings
-) -> tuple[Outcome, dict[str, Any]]:
+def _compute(context: Context) -> Outcome:
     import torch
 
-    from suite.stages.context import Context, device_info
-
-    runner = importlib.import_module(f"suite.stages.{stage.kind}")
-    device = _device(settings.device)
-    context = Context(stage, inputs, attempt.dir, settings, device, _Progress(stage))
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(
-            0
-        )  # nothing draws from the global generator; a forgotten draw is at least the same every time
+    runner = importlib.import_module(f"suite.stages.{context.stage.kind}")
+    with torch.random.fork_rng(devices=[context.device] if context.device.type == "cuda" else []):
+        # Nothing draws from the global generator; a forgotten draw is at least the same every time.
+        torch.manual_seed(0)
         outcome: Outcome = runner.run(context)
-    return outcome, device_info(device) | {"precision": getattr(stage.spec, "precision", "fp32")}
+    return outcome
 
 
-def _device(wanted: str) -> Any:
-    import torch
-
-    if wanted == "auto":
-        wanted = "cuda" if torch.cuda.is_available() else "cpu"
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise UserError("no CUDA device is visible", hint="set `device: auto` or `device: cpu` in the site profile")
-    return torch.device(wanted)
-
-
-def _classified(error: Exception) -> SuiteError:
-    """Give any exception one of the failure kinds."""
-    if isinstance(error, SuiteError):
+def _advised(error: SuiteError, stage: Stage, micro_batches: int) -> SuiteError:
+    """A lack of memory with the peak, and what helps in this kind of stage."""
+    if not isinstance(error, OutOfMemory):
         return error
-    text = f"{type(error).__name__}: {error}"
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return OutOfMemory(text)
-    if isinstance(error, OSError):
-        return InfraError(text)
-    return UserError(text)  # a fault in the code or the spec: the same attempt would fail the same way
+    from suite.stages.devices import peak_memory
+
+    peak = peak_memory()
+    what = f"{error.what}; peak {peak['peak_memory_bytes'] / 1e9:.2f} GB {peak['peak_memory_kind']}"
+    if stage.kind not in CUTTABLE:
+        what += f"; a {stage.kind} is not cut into smaller batches, its batch is part of what it computes"
+    elif micro_batches > 1:
+        what += f", with batches in {micro_batches} parts"
+    return OutOfMemory(what, where=error.where, hint=error.hint)
 
 
 def _record(stage: Stage, status: str, begin: float, started: str) -> Record:
@@ -169,10 +189,18 @@ def _loader_used(stage: Stage) -> str | None:
 
 
 def _record_failure(stage: Stage, store: Store, inputs: dict[str, Artifact], error: SuiteError, begin: float) -> None:
-    status = "diverged" if isinstance(error, NumericError) else "failed"
+    from suite.stages.devices import peak_memory
+
+    status = "diverged" if isinstance(error, NumericError) else "blocked" if isinstance(error, Blocked) else "failed"
     record = _record(stage, status, begin, datetime.now(UTC).isoformat(timespec="seconds"))
     record.failure = {"kind": error.kind, "message": error.line()[:2000]}
-    Attempt(store, stage, inputs).fail(record)
+    if isinstance(error, Blocked):
+        record.failure["stage"] = error.stage
+    record.cost = peak_memory()
+    try:
+        Attempt(store, stage, inputs).fail(record)
+    except InfraError as lost:  # the disk that failed the stage takes no record either; the log has both
+        print(f"  no record: {lost.line()}", file=sys.stderr)
     print(f"  {status} ({error.kind}): {error.line()}", file=sys.stderr, flush=True)
 
 

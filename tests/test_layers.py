@@ -12,9 +12,10 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 SUITE = ROOT / "suite"
 
-#: What each part may import, besides itself, `errors`, `faults`, `provenance` and `spec`.
+#: What each part may import, besides itself, `errors`, `failures`, `faults`, `provenance` and `spec`.
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
+    "failures": set(),
     "faults": set(),
     "provenance": set(),
     "spec": set(),
@@ -34,7 +35,7 @@ ALLOWED: dict[str, set[str]] = {
     "prepare": {"data", "stages", "store"},
     "bench": {"benchmarks"},
 }
-BASE = {"errors", "faults", "provenance", "spec"}
+BASE = {"errors", "failures", "faults", "provenance", "spec"}
 
 
 def part(path: Path) -> str:

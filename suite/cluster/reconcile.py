@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 from suite.spec.stages import Stage, input_kind
 from suite.store import Store
 from suite.store.artifacts import Corrupt
+from suite.store.retries import decide
 
 if TYPE_CHECKING:
     from suite.grid import Plan
@@ -29,15 +30,20 @@ class Todo:
 
     Attributes:
         index: Position in the plan's stages.
-        why: `new`, `failed`, `corrupt` or `stale` for stages that run; `diverged` or `blocked` for those held back.
+        why: `new`, `failed`, `corrupt` or `stale` for stages that run; `failed`, `diverged` or `blocked` for those
+            held back.
         detail: The failure, the damage, or the input that changed.
         published: Whether an artifact stands in its place and has to be moved away first.
+        exclude_nodes: Nodes of the cluster where it failed, to be avoided.
+        kind: Kind of its own newest failure; empty where it has none.
     """
 
     index: int
     why: Why
     detail: str = ""
     published: bool = False
+    exclude_nodes: tuple[str, ...] = ()
+    kind: str = ""
 
     @property
     def reason(self) -> str:
@@ -52,7 +58,7 @@ class Reconciled:
     Attributes:
         todo: Stages to run, in the plan's order.
         done: Positions of stages that are done.
-        held: Stages that are neither: diverged ones, and those that need them.
+        held: Stages that are neither: those that would fail again in the same way, and those that need them.
     """
 
     todo: list[Todo] = field(default_factory=list)
@@ -63,13 +69,13 @@ class Reconciled:
 def reconcile(plan: Plan, store: Store, retry: Collection[str] = ()) -> Reconciled:
     """Compare a plan with the store.
 
-    Failed stages run again, except those that diverged: the same numbers would diverge again, and the hole in the
-    leaderboard is their result.
+    Failed stages run again where `decide` says so. The others, e.g. those that diverged, are held back, and so is what
+    needs them: the hole in the leaderboard is their result until a person asks.
 
     Args:
         plan: Stages in `KINDS` order, so that inputs come before what needs them.
         store: The store.
-        retry: `numeric` makes diverged stages run again.
+        retry: Failure kinds that run again although they are held back.
 
     Returns:
         What to run, what is done, what is held back.
@@ -79,29 +85,31 @@ def reconcile(plan: Plan, store: Store, retry: Collection[str] = ()) -> Reconcil
     attempted = {kind: _homes(store, kind) for kind in published}
     digests: dict[Node, str] = {}
     waiting: dict[Node, Todo] = {}
+    causes: dict[Node, str] = {}  # of stages that are held back: the one whose failure it is, and how it failed
     for index, stage in enumerate(plan.stages):
-        here = stage.key in published[stage.kind]
+        here, runs = stage.key in published[stage.kind], True
         todo: Todo | None
         if here:
             todo = _check(index, stage, store, digests, waiting)
+        elif stage.key in attempted[stage.kind]:
+            todo, runs = _unpublished(index, stage, store, retry)
         else:
-            todo = (
-                _unpublished(index, stage, store, retry) if stage.key in attempted[stage.kind] else Todo(index, "new")
-            )
+            todo = Todo(index, "new")
         if todo is None:
             result.done.add(index)
             continue
-        if blocker := next((w for w in _inputs_among(stage, waiting) if w.why in ("diverged", "blocked")), None):
-            head = plan.stages[blocker.index]
-            todo = Todo(index, "blocked", f"{head.kind} {head.key} {blocker.why}", here)
-        waiting[stage.kind, stage.key] = todo
-        (result.held if todo.why in ("diverged", "blocked") else result.todo).append(todo)
+        node, held = (stage.kind, stage.key), not runs
+        if cause := next((c for n in _inputs(stage) if (c := causes.get(n))), ""):
+            todo, held = Todo(index, "blocked", cause, here), True
+        if held:
+            causes[node] = cause or f"{stage.kind} {stage.key} {todo.reason}"
+        waiting[node] = todo
+        (result.held if held else result.todo).append(todo)
     return result
 
 
-def _inputs_among(stage: Stage, waiting: dict[Node, Todo]) -> list[Todo]:
-    nodes = ((input_kind(role), key) for role, key in stage.inputs.items())
-    return [waiting[n] for n in nodes if n in waiting]
+def _inputs(stage: Stage) -> list[Node]:
+    return [(input_kind(role), key) for role, key in stage.inputs.items()]
 
 
 def _homes(store: Store, kind: str) -> set[str]:
@@ -137,17 +145,20 @@ def _check(index: int, stage: Stage, store: Store, digests: dict[Node, str], wai
     return None
 
 
-def _unpublished(index: int, stage: Stage, store: Store, retry: Collection[str]) -> Todo:
+def _unpublished(index: int, stage: Stage, store: Store, retry: Collection[str]) -> tuple[Todo, bool]:
+    """A stage that was attempted and has no artifact, and whether it runs again."""
     try:
-        failures = store.failures(stage.kind, stage.key)
+        own = [r for r in store.failures(stage.kind, stage.key) if not r.blocked]
     except (OSError, ValueError, TypeError) as error:
-        return Todo(index, "failed", f"infra: the record of a failed attempt cannot be read: {error}")
-    last = failures[-1].failure if failures else None
+        return Todo(index, "failed", f"infra: the record of a failed attempt cannot be read: {error}"), True
+    last = own[-1].failure if own else None
     if last is None:
-        return Todo(index, "new")
-    if last["kind"] == "numeric" and "numeric" not in retry:
-        return Todo(index, "diverged", last["message"])
-    return Todo(index, "failed", f"{last['kind']}: {last['message']}")
+        return Todo(index, "new"), True
+    decision = decide(own, retry)
+    if last["kind"] == "numeric" and not decision.retry:
+        return Todo(index, "diverged", last["message"], kind="numeric"), False
+    detail = f"{last['kind']}: {last['message']}"
+    return Todo(index, "failed", detail, False, decision.exclude_nodes, last["kind"]), decision.retry
 
 
 def clear_published(plan: Plan, store: Store, todo: Sequence[Todo]) -> int:

@@ -14,6 +14,7 @@ import torch
 
 from suite.spec.datasets import Dataset, dataset
 from suite.spec.stages import Stage
+from suite.stages.devices import peak_memory, reset_peak_memory
 from suite.store import Artifact
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ class Context:
         settings: The place.
         device: Where to compute.
         progress: Called with (done, total) now and then.
+        micro_batches: Parts that a training cuts each batch into, after its memory ran out.
     """
 
     stage: Stage
@@ -71,6 +73,7 @@ class Context:
     settings: Settings
     device: torch.device
     progress: Callable[[int, int], None]
+    micro_batches: int = 1
 
     @property
     def spec(self) -> Any:
@@ -118,40 +121,22 @@ def metered(device: torch.device) -> Iterator[dict[str, Any]]:
     """Measure a computation: device-synchronised seconds and peak memory, filled in when the block ends."""
     cost: dict[str, Any] = {}
     gc.collect()
-    cuda = device.type == "cuda"
-    if cuda:
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-    else:
-        reset = _reset_peak_rss()
+    synchronise(device)
+    reset = reset_peak_memory(device)
     begin = time.monotonic()
     yield cost
-    if cuda:
-        torch.cuda.synchronize(device)
+    synchronise(device)
     cost["seconds"] = time.monotonic() - begin
     cost["device"] = device_info(device)["name"]
-    if cuda:
-        cost["peak_memory_bytes"] = torch.cuda.max_memory_allocated(device)
-        cost["peak_memory_kind"] = "cuda allocated"
-    else:
-        cost["peak_memory_bytes"] = _peak_rss()
-        cost["peak_memory_kind"] = "resident set" if reset else "resident set of the whole process"
+    cost |= peak_memory(device)
+    if not reset:
+        cost["peak_memory_kind"] += " of the whole process"
 
 
-def _reset_peak_rss() -> bool:
-    """Restart the kernel's high-water mark of this process; False where the kernel does not offer it."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return False
-    return True
-
-
-def _peak_rss() -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    raise OSError("VmHWM is missing from /proc/self/status")
+def synchronise(device: torch.device) -> None:
+    """Wait for what a GPU was given to do."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def device_info(device: torch.device) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from suite.learn.label_stream import LabelStream
 from suite.learn.label_vectors import LabelVectors
 from suite.learn.soft_labels import HardLabels, LabelSource, OnlineLabels, StoredLabels, VectorLabels, entry
 from suite.learn.students import train_student
+from suite.spec.recipes import StudentRecipe
 from suite.stages.context import Context, Outcome, costs, metered, summed
 from suite.store.files import write_json
 
@@ -23,7 +25,7 @@ def run(context: Context) -> Outcome:
     val = context.real("val")
     with metered(context.device) as cost:
         numbers = train_student(
-            spec.recipe,
+            cut(spec.recipe, context.micro_batches),
             spec.student,
             facts,
             distilled,
@@ -34,10 +36,20 @@ def run(context: Context) -> Outcome:
             precision=spec.precision,
             progress=context.progress,
         )
+    if context.micro_batches > 1:
+        numbers["micro_batches"] = context.micro_batches
     write_json(context.dir / "metrics.json", numbers)
     if isinstance(labels, OnlineLabels):
         cost["forward_images"] = labels.forward_images
     return Outcome(cost, numbers, _storage(image_file, labels), _upstream(context))
+
+
+def cut(recipe: StudentRecipe, micro_batches: int) -> StudentRecipe:
+    """The recipe with each part of a batch cut further: the same images an update, fewer in memory at once.
+
+    Gradients of the parts are summed; networks with BatchNorm normalise each part by itself, so the row says it.
+    """
+    return recipe if micro_batches == 1 else replace(recipe, accumulate=recipe.accumulate * micro_batches)
 
 
 def _storage(image_file: Path, labels: LabelSource) -> list[dict[str, Any]]:

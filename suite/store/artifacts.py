@@ -159,7 +159,10 @@ class Store:
                 write_json(home / "verified.json", fresh)
 
     def quarantine(self, kind: str, key: str, why: str) -> Path | None:
-        """Move a published artifact out of the way, keeping it for inspection; None if another process was faster."""
+        """Move a published artifact out of the way, keeping it for inspection; None if another process was faster.
+
+        Records of attempts that failed before it was published go with it: they say nothing about the next one.
+        """
         home = self.home(kind, key)
         target = home / "quarantine" / f"{why}-{time.time_ns()}-{os.getpid()}"
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -167,6 +170,8 @@ class Store:
             (home / "out").rename(target)
         except FileNotFoundError:
             return None
+        with suppress(FileNotFoundError):
+            (home / "failed").rename(target.with_name(f"{target.name}.failed"))
         fsync_dir(home)
         return target
 

@@ -9,7 +9,7 @@ import uuid
 from pathlib import Path
 from types import TracebackType
 
-from suite.errors import InfraError
+from suite.errors import DataError, InfraError
 from suite.faults import fault_point
 from suite.spec.stages import Stage, input_kind
 from suite.store.artifacts import MANIFEST, RECORD, Artifact, Corrupt, Store, build_manifest
@@ -32,6 +32,7 @@ class Attempt:
         job = os.environ.get("SLURM_JOB_ID", "local")
         restart = os.environ.get("SLURM_RESTART_COUNT", "0")
         count = len(list((store.home(stage.kind, stage.key) / "failed").glob("*.json")))
+        self.number = count + 1
         # The counter comes first, so that names sort in the order of attempts whatever the hosts' clocks say.
         self.name = f"{count:03d}-{job}-{restart}-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
         self.home = store.home(stage.kind, stage.key)
@@ -65,8 +66,7 @@ class Attempt:
         Returns:
             The published artifact.
         """
-        record.attempt = self.name
-        record.inputs = self.inputs
+        self._sign(record)
         write_json(self.dir / RECORD, record.to_json())
         fault_point(self.stage.kind, "recorded")
         for path in self.dir.rglob("*"):
@@ -96,13 +96,27 @@ class Attempt:
             return Artifact(self.home / "out", manifest)
         raise InfraError("cannot publish: another process keeps replacing the artifact", where=str(self.home))
 
+    def _sign(self, record: Record) -> None:
+        record.attempt, record.number, record.inputs = self.name, self.number, self.inputs
+        record.node, record.job = node(), job()
+
     def fail(self, record: Record) -> Path:
         """Keep the record of an attempt that did not publish."""
-        record.attempt = self.name
-        record.inputs = self.inputs
+        self._sign(record)
         path = self.home / "failed" / f"{self.name}.json"
         write_json(path, record.to_json())
         return path
+
+
+def node() -> str:
+    """This machine's name: Slurm's for it inside a job."""
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+
+
+def job() -> str:
+    """The Slurm job that this process belongs to, as squeue prints it; empty elsewhere."""
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID", "")
 
 
 def is_current(artifact: Artifact, inputs: dict[str, Artifact]) -> bool:
@@ -110,11 +124,40 @@ def is_current(artifact: Artifact, inputs: dict[str, Artifact]) -> bool:
     return bool(artifact.manifest["input_digests"] == {role: a.digest for role, a in inputs.items()})
 
 
+class Blocked(DataError):
+    """A stage that cannot be attempted: an input is not published, or does not verify.
+
+    Attributes:
+        stage: Kind and key of the input.
+    """
+
+    def __init__(self, stage: str, what: str) -> None:
+        super().__init__(f"blocked: {stage} {what}")
+        self.stage = stage
+
+
 def open_inputs(store: Store, stage: Stage) -> dict[str, Artifact]:
-    """Open and verify every input of a stage.
+    """Open and verify every input of a stage, by role.
 
     Raises:
-        FileNotFoundError: If one is missing.
-        Corrupt: If one does not verify.
+        Blocked: If one is missing or does not verify, with the failure of its last attempt if it has one.
     """
-    return {role: store.open(input_kind(role), key) for role, key in stage.inputs.items()}
+    opened: dict[str, Artifact] = {}
+    for role, key in stage.inputs.items():
+        kind = input_kind(role)
+        try:
+            opened[role] = store.open(kind, key)
+        except Corrupt as error:
+            raise Blocked(f"{kind} {key}", f"is corrupt: {error.what}") from error
+        except FileNotFoundError as error:
+            raise Blocked(f"{kind} {key}", _why_missing(store, kind, key)) from error
+    return opened
+
+
+def _why_missing(store: Store, kind: str, key: str) -> str:
+    try:
+        last = store.failures(kind, key)[-1]
+    except (OSError, ValueError, TypeError, IndexError):
+        return "is missing"
+    failure = last.failure or {}
+    return f"{last.status} ({failure.get('kind')}: {failure.get('message')})"

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 SCHEMA = 1
-Status = Literal["done", "failed", "diverged"]
+Status = Literal["done", "failed", "diverged", "blocked"]
 
 
 @dataclass
@@ -21,10 +21,14 @@ class Record:
         kind: Stage kind.
         key: Stage key.
         attempt: Name of the attempt, unique in the stage.
-        status: `done`, `failed`, or `diverged` (NaN or Inf: a row that counts as a hole).
+        status: `done`, `failed`, `diverged` (NaN or Inf: a row that counts as a hole), or `blocked` (an input was
+            missing or damaged; the failure names it as `stage`).
         spec: The stage's spec as JSON.
         inputs: {role: {"key", "digest"}}.
-        failure: {"kind", "message"} unless done.
+        failure: {"kind", "message"} unless done; `cost` then holds the peak memory alone.
+        node: Name of the node, as Slurm knows it.
+        job: Slurm's job id, with the index in its array; empty elsewhere.
+        number: Of the attempt: failed attempts before it, plus one.
         started: UTC wall clock, ISO 8601.
         seconds: Duration by the monotonic clock, device-synchronised.
         device: {"type", "name", "threads", "precision"}.
@@ -33,7 +37,8 @@ class Record:
         upstream: For rows: {"synthesis": cost, "teacher": cost, "statistics": cost, "relabel": cost} of the inputs;
             several teachers are summed, and listed by key under `each`.
         numbers: For rows: {"accuracy_last", "accuracy_best", "best_epoch", "epochs", "steps", "classes", "val_images",
-            "curve": [[epoch, accuracy]], "constant_prediction": bool}; accuracies in percent.
+            "curve": [[epoch, accuracy]], "constant_prediction": bool}; accuracies in percent. With "micro_batches"
+            if batches were cut into so many parts after the device ran out of memory.
         storage: For rows: ledger entries {"name", "kind", "bytes", "shipped", "needed_for"}.
         provenance: {"commit", "dirty", "suite", "python", "torch", ..., "host", "pid", "slurm", "loader", "seed"}.
         schema: Version of this layout.
@@ -46,6 +51,9 @@ class Record:
     spec: dict[str, Any]
     inputs: dict[str, dict[str, str]] = field(default_factory=dict)
     failure: dict[str, str] | None = None
+    node: str = ""
+    job: str = ""
+    number: int = 0
     started: str = ""
     seconds: float = 0.0
     device: dict[str, Any] = field(default_factory=dict)
@@ -55,6 +63,16 @@ class Record:
     storage: list[dict[str, Any]] = field(default_factory=list)
     provenance: dict[str, Any] = field(default_factory=dict)
     schema: int = SCHEMA
+
+    @property
+    def failure_kind(self) -> str:
+        """The kind of the failure; empty if there was none."""
+        return (self.failure or {}).get("kind", "")
+
+    @property
+    def blocked(self) -> bool:
+        """Whether an input kept the stage from being attempted; it is not to blame itself."""
+        return self.status == "blocked" or (self.failure or {}).get("message", "").startswith("blocked")
 
     def to_json(self) -> dict[str, Any]:
         """The record as JSON types."""

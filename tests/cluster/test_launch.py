@@ -194,7 +194,7 @@ def test_status_shows_and_counts_every_stage(grid: Path, store: Path) -> None:
     text = run("suite.status", grid, "--store", store).stdout
     assert "failed" in text and "oom: needs 90 GB" in text
     found = json.loads(run("suite.status", grid, "--store", store, "--json").stdout)
-    assert found["counts"] == {"done": 1, "failed": 1, "missing": 1}
+    assert found["counts"] == {"done": 1, "failed": 1, "blocked": 1}
     assert [s["key"] for s in found["stages"]] == [s.key for s in plan.stages]
 
 

@@ -89,7 +89,7 @@ def test_status_is_right_from_artifacts_alone_when_slurm_is_gone(tmp_path: Path,
     (folder / "stages.jsonl").write_text("")
     Run(folder, "slurm", [Array("suite-x", "teacher", [])]).save()
     found, note = states(plan, store)
-    assert [s.state for s in found][:3] == ["done", "failed", "missing"]
+    assert [s.state for s in found][:3] == ["done", "failed", "blocked"]
     assert "no squeue" in note
 
 

@@ -131,11 +131,44 @@ def test_superseded_artifacts_are_kept_in_quarantine(full: Store) -> None:
     assert not reconcile(PLAN, full).todo
 
 
-@pytest.mark.parametrize("kind", ["user", "data", "oom", "infra"])
-def test_failed_stages_run_again_and_say_why(store: Store, kind: str) -> None:
+def test_infra_failures_run_again_and_say_why(store: Store) -> None:
+    fail(PLAN.stages[0], store, "infra", "an older failure")
+    fail(PLAN.stages[0], store, "infra", "the newest failure")
+    assert reconcile(PLAN, store).todo[0].reason == "failed (infra: the newest failure)"
+
+
+@pytest.mark.parametrize("kind", ["user", "data", "oom", "numeric"])
+def test_what_would_fail_again_is_held_back_with_what_needs_it(store: Store, kind: str) -> None:
     fail(PLAN.stages[0], store, "infra", "an older failure")
     fail(PLAN.stages[0], store, kind, "the newest failure")
-    assert reconcile(PLAN, store).todo[0].reason == f"failed ({kind}: the newest failure)"
+    found = reconcile(PLAN, store)
+    assert not found.todo, "everything needs the dataset"
+    assert found.held[0].detail.endswith("the newest failure")
+    head = PLAN.stages[0]
+    for item in found.held[1:]:
+        assert item.why == "blocked"
+        assert item.detail.startswith(f"prepare {head.key} ") and "the newest failure" in item.detail
+    asked = reconcile(PLAN, store, retry=[kind])
+    assert not asked.held and len(asked.todo) == len(PLAN.stages)
+
+
+def test_nodes_where_a_stage_failed_are_excluded(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    for node in ("n1", "n2"):
+        monkeypatch.setenv("SLURMD_NODENAME", node)
+        fail(PLAN.stages[0], store, "infra")
+    first, *rest = reconcile(PLAN, store).todo
+    assert first.exclude_nodes == ("n1", "n2")
+    assert not any(t.exclude_nodes for t in rest)
+
+
+def test_failures_before_a_publication_say_nothing_about_the_next_attempt(store: Store) -> None:
+    head = PLAN.stages[0]
+    fail(head, store, "user")
+    publish(head, store)
+    store.quarantine(head.kind, head.key, "corrupt")
+    assert reconcile(PLAN, store).todo[0].reason == "new"
+    assert list((store.home(head.kind, head.key) / "quarantine").glob("*.failed/*.json")), "kept all the same"
 
 
 def test_diverged_stages_wait_for_retry_numeric_and_hold_their_users_back(store: Store) -> None:

@@ -1,0 +1,91 @@
+"""The device that a worker computes on: chosen, and tried out before a stage opens its inputs."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from suite.data.ffcv_stream import within
+from suite.errors import InfraError, UserError
+
+#: Seconds in which a GPU has to add up eight numbers.
+TRIAL_SECONDS = 10.0
+
+
+def usable_device(wanted: str) -> torch.device:
+    """The device that the profile wants, after a GPU has shown that it computes.
+
+    Args:
+        wanted: `auto` (CUDA where a GPU is visible, else the CPU), `cpu` or `cuda`.
+
+    Raises:
+        UserError: If `cuda` is wanted and this machine has no GPU, or PyTorch has no code for it.
+        InfraError: If there is a GPU, or Slurm gave one, and CUDA cannot use it.
+    """
+    if wanted == "cpu":
+        return torch.device("cpu")
+    with warnings.catch_warnings(record=True) as said:  # why CUDA cannot be used is a warning only
+        warnings.simplefilter("always")
+        there = within(TRIAL_SECONDS, "CUDA's initialization", torch.cuda.is_available)
+    if not there:
+        why = " ".join(str(w.message) for w in said)
+        if gpu := visible_gpu():
+            hint = "`nvidia-smi` on this node; `device: cpu` computes without it"
+            raise InfraError(f"CUDA cannot use the GPU that is here: {why or 'no reason given'}", where=gpu, hint=hint)
+        if wanted == "cuda":
+            raise UserError("no CUDA device is visible", hint="set `device: auto` or `device: cpu` in the site profile")
+        return torch.device("cpu")
+    within(TRIAL_SECONDS, "a first computation on the GPU", _trial)
+    return torch.device("cuda")
+
+
+def _trial() -> float:
+    return float(torch.ones(8, device="cuda").sum())
+
+
+def visible_gpu() -> str:
+    """What says that this process should have a GPU: Slurm's variable, or a device file; empty if nothing does."""
+    for name in ("SLURM_JOB_GPUS", "SLURM_STEP_GPUS"):
+        if os.environ.get(name):
+            return f"{name}={os.environ[name]}"
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1", "NoDevFiles"):
+        return ""
+    return next((str(p) for p in sorted(Path("/dev").glob("nvidia[0-9]*"))), "")
+
+
+def peak_memory(device: torch.device | None = None) -> dict[str, Any]:
+    """The most memory that was in use since it was last reset: `peak_memory_bytes` and what was counted.
+
+    Args:
+        device: Of the computation; None where it is not known, which takes CUDA if that was used.
+    """
+    cuda = torch.cuda.is_initialized() if device is None else device.type == "cuda"
+    if cuda:
+        return {
+            "peak_memory_bytes": torch.cuda.max_memory_allocated(device),
+            "peak_memory_kind": "cuda allocated",
+        }
+    return {"peak_memory_bytes": _peak_rss(), "peak_memory_kind": "resident set"}
+
+
+def reset_peak_memory(device: torch.device) -> bool:
+    """Start counting again; False where the kernel does not offer it for a CPU's memory."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return True
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+def _peak_rss() -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    raise OSError("VmHWM is missing from /proc/self/status")

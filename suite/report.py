@@ -49,8 +49,8 @@ def _make(arguments: argparse.Namespace, selection: Selection, folder: Path) -> 
         words = ["--variant", arguments.variant] if arguments.variant else []
         command = shlex.join(["python", "-m", "suite.launch", target, *words, "--store", str(arguments.store)])
         raise UserError("there are no rows to report", where=str(arguments.store), hint=command)
+    from suite.leaderboard.boards import leaderboards
     from suite.leaderboard.published import Published
-    from suite.leaderboard.tables import leaderboards
 
     tables = leaderboards(rows, Published(arguments.published) if arguments.published else None)
     text = _text(tables, rows)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 from typing import TYPE_CHECKING, Any
+
+import pandas as pd
 
 from suite.leaderboard.rows import Rows
 from suite.leaderboard.tables import Column, Table
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from rich.console import Group
 
 HOLE = "-"
+#: Lines of a Markdown table; a page of more is read by nobody. CSV and Parquet files have all.
+MAX_MARKDOWN = 5000
 _MARKDOWN = re.compile(r"([\\`*\[\]|#~$!]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9]))")
 _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "@": "&#64;"}
 
@@ -27,15 +29,15 @@ def clean(text: Any, longest: int = 300) -> str:
     return out if len(out) <= longest else out[: longest - 3] + "..."
 
 
-def markdown_text(text: Any) -> str:
+def markdown_text(text: Any, longest: int = 300) -> str:
     """Text that Markdown shows as it is: no table cell ends, no HTML, no emphasis, no link, no mention."""
-    plain = _MARKDOWN.sub(r"\\\1", clean(text))
+    plain = _MARKDOWN.sub(r"\\\1", clean(text, longest))
     return "".join(_ENTITIES.get(c, c) for c in plain)
 
 
-def csv_text(text: Any) -> str:
+def csv_text(text: Any, longest: int = 300) -> str:
     """Text that a spreadsheet does not take for a formula: a leading = + - @ gets an apostrophe before it."""
-    plain = clean(text)
+    plain = clean(text, longest)
     return f"'{plain}" if plain.lstrip()[:1] in ("=", "+", "-", "@", "\\") else plain
 
 
@@ -45,9 +47,17 @@ def shown(column: Column, value: Any) -> str:
         return HOLE
     match column.form:
         case "text":
-            return clean(value)
+            return clean(value, column.longest)
         case "count":
             return f"{value:d}"
+        case "signed_count":
+            return f"{value:+d}" if value else "0"
+        case "value":
+            return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
+        case "probability":
+            return "< 0.001" if value < 0.001 else f"{value:.3f}"
+        case "cosine":
+            return f"{value:.4f}"
         case "notes":
             return ", ".join(map(str, value))
         case "percent" | "spread":
@@ -93,41 +103,53 @@ def sort_value(column: Column, value: Any) -> str:
         return str(value[0]) if value else ""
     if column.form in ("interval", "range"):
         return repr(value[0])
-    return clean(value) if column.form == "text" else repr(value)
+    return clean(value, column.longest) if column.form == "text" else repr(value)
 
 
 def to_csv(table: Table) -> str:
-    """CSV with full precision, empty cells for what is missing, and the footnotes' text in the last column."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    columns = [c for c in table.columns if c.csv]
-    writer.writerow([c.name for c in columns])
-    for row in table.rows:
-        writer.writerow([_csv_value(table, c, row[c.name]) for c in columns])
-    return out.getvalue()
+    """CSV with ten digits, empty cells for what is missing, and the footnotes' text in the last column."""
+    data = plain_frame(table)
+    for c in table.columns:
+        if c.csv and c.form in ("text", "notes"):
+            values = data[c.name]
+            data[c.name] = values.map({v: csv_text(v, c.longest) for v in values.dropna().unique()})
+    data.columns = pd.Index([csv_text(name) for name in data.columns])
+    return str(data.to_csv(index=False, lineterminator="\n", float_format=_decimal))
 
 
-def _csv_value(table: Table, column: Column, value: Any) -> str:
-    if value is None:
-        return ""
-    if column.form == "notes":
-        return csv_text("; ".join(table.footnotes[i - 1] for i in value))
-    if column.form == "text":
-        return csv_text(value)
-    return f"{value:.10g}" if isinstance(value, float) else str(value)
+def _decimal(value: object) -> str:
+    """Ten digits, and large counts in full: bytes and iterations pass ten billion."""
+    number = float(str(value))
+    return f"{number:.10g}" if abs(number) < 1e10 else f"{number:.0f}"
+
+
+def plain_frame(table: Table) -> pd.DataFrame:
+    """A table as files for machines have it: plain columns, footnotes as text."""
+    data = {c.name: table.frame[c.name] for c in table.columns if c.csv and c.form != "notes"}
+    if any(c.csv and c.form == "notes" for c in table.columns):
+        texts = ["; ".join(table.footnotes[i - 1] for i in numbers) or None for numbers in table.frame["notes"]]
+        data["notes"] = pd.Series(pd.array(texts, dtype="string"), index=table.frame.index)
+    return pd.DataFrame(data)
 
 
 def to_markdown(table: Table, rows: Rows, name: str) -> str:
     """A Markdown page: the table, its footnotes, what its columns mean, and what was refused."""
     columns = [c for c in table.columns if c.shown]
     lines = [f"# {table.title}: {markdown_text(name)}", "", table.caption, ""]
-    lines.append("| " + " | ".join(c.header for c in columns) + " |")
+    lines.append("| " + " | ".join(markdown_text(c.header) for c in columns) + " |")
     lines.append("|" + "|".join("---:" if c.numeric and c.form != "notes" else "---" for c in columns) + "|")
-    for row in table.rows:
-        cells = [markdown_text(shown(c, row[c.name])) if c.form == "text" else shown(c, row[c.name]) for c in columns]
+    used: set[int] = set()
+    for row in table.lines(0, MAX_MARKDOWN):
+        cells = [
+            markdown_text(shown(c, row[c.name]), 2 * c.longest) if c.form == "text" else shown(c, row[c.name])
+            for c in columns
+        ]
         lines.append("| " + " | ".join(cells) + " |")
-    if table.footnotes:
-        lines += ["", "Notes:", "", *(f"{i}. {markdown_text(t)}" for i, t in enumerate(table.footnotes, 1))]
+        used.update(row["notes"])
+    if len(table) > MAX_MARKDOWN:
+        lines += ["", f"The first {MAX_MARKDOWN} of {len(table)} lines; {table.slug}.csv has all."]
+    if used:
+        lines += ["", "Notes:", "", *(f"{i}. {markdown_text(table.footnotes[i - 1])}" for i in sorted(used))]
     lines += ["", "Columns:", "", *(f"- **{markdown_text(h)}**: {markdown_text(t)}" for h, t in legend(table))]
     for heading, items in remarks(rows):
         lines += ["", heading, "", *(f"- {markdown_text(item)}" for item in items)]
@@ -161,9 +183,9 @@ def to_terminal(table: Table, limit: int = 40, width: int = 100) -> Group:
     from rich.text import Text
 
     constant = table.constant()
-    empty = {c.name for c in table.columns if all(r[c.name] in (None, []) for r in table.rows)}
+    empty = {c.name for c in table.columns if _empty(table, c)}
     columns = [c for c in table.columns if c.terminal and c.name not in constant and c.name not in empty]
-    lines = table.rows[:limit]
+    lines = table.lines(0, limit)
     left_out = _too_many(columns, lines, width)
     columns = [c for c in columns if c not in left_out]
     result = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
@@ -179,11 +201,18 @@ def to_terminal(table: Table, limit: int = 40, width: int = 100) -> Group:
     tail = [Text(f"  {i} {clean(t)}") for i, t in enumerate(table.footnotes[:15], 1)]
     if left_out:
         tail.append(Text(f"  In the files only: {', '.join(c.header for c in left_out)}"))
-    if len(table.rows) > limit:
-        tail.append(Text(f"  ... {len(table.rows) - limit} more lines in the files"))
+    if len(table) > limit:
+        tail.append(Text(f"  ... {len(table) - limit} more lines in the files"))
     if len(table.footnotes) > 15:
         tail.append(Text(f"  ... {len(table.footnotes) - 15} more notes in the files"))
     return Group(head, Text(table.caption, style="dim"), result, *tail, Text(""))
+
+
+def _empty(table: Table, column: Column) -> bool:
+    """Whether a column has no value at all."""
+    if column.form == "notes":
+        return not table.footnotes
+    return bool(table.frame[column.parts[0] if column.parts else column.name].isna().all())
 
 
 def _too_many(columns: list[Column], lines: list[dict[str, Any]], width: int) -> list[Column]:

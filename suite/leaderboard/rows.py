@@ -27,7 +27,7 @@ COLUMNS: dict[str, str] = {
     "ipc": "Int64",
     **dict.fromkeys(("teacher", "student", "protocol", "setting"), "string"),
     "seed": "Int64",
-    "labels": "string",
+    **{"labels": "string", "label_prune": "Float64", "overridden": "boolean"},
     **dict.fromkeys(("accuracy_last", "accuracy_best", "best_epoch", "epochs"), "Float64"),
     **dict.fromkeys(("steps", "classes", "val_images"), "Int64"),
     "constant_prediction": "boolean",
@@ -41,6 +41,7 @@ COLUMNS: dict[str, str] = {
     "relabel_key": "string",
     **dict.fromkeys(("image_bytes", "label_bytes", "auxiliary_bytes", "total_bytes", "unshipped_bytes"), "Int64"),
     **dict.fromkeys(("key", "commit", "dirty", "loader", "precision", "evaluation_device", "versions"), "string"),
+    **dict.fromkeys(("started", "attempt"), "string"),
     "status": "string",
 }
 
@@ -213,6 +214,8 @@ def row(record: Record, synthesis: Mapping[str, Mapping[str, Any]]) -> dict[str,
         # Fractions of an epoch are meant: budgets may be in steps.
         **{name: _positive(n, name) for name in ("best_epoch", "epochs")},
         **{name: _count(n, name) for name in ("steps", "classes", "val_images")},
+        "label_prune": _positive(s.get("label") or {}, "prune"),
+        "overridden": None,
         "constant_prediction": bool(n.get("constant_prediction", False)),
         "synthesis_key": record.inputs.get("synthesis", {}).get("key"),
         "synthesis_setting": _seedless(_synthesis_of(record, synthesis)),
@@ -238,6 +241,8 @@ def row(record: Record, synthesis: Mapping[str, Mapping[str, Any]]) -> dict[str,
         "precision": str(record.device.get("precision") or s.get("precision") or ""),
         "evaluation_device": str(record.device["name"]),
         "versions": ", ".join(f"{k} {v}" for k, v in environment(record).items()),
+        "started": record.started,
+        "attempt": record.attempt,
         "status": record.status,
     }
 

@@ -11,13 +11,22 @@ from itertools import groupby, pairwise
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 from scipy import stats
 
 from suite.leaderboard.rows import CELL, GROUP, Hole, Rows
+from suite.leaderboard.significance import ranks
 
 LEVEL = 0.95
 BYTES = ("image_bytes", "label_bytes", "auxiliary_bytes", "total_bytes", "unshipped_bytes")
+#: Costs of a group: means over its rows.
+MEANS = (
+    *BYTES, "synthesis_seconds", "teacher_seconds", "statistics_seconds", "relabel_seconds", "evaluation_seconds",
+    "epochs", "steps", "seconds_per_image", "peak_memory_bytes",
+)  # fmt: skip
+#: Columns of rows that are equal in a group.
+FIRST = ("labels", "label_prune", "synthesis_setting", "overridden")
 #: Methods compete within these.
 CONTEST = ("dataset", "ipc", "student", "protocol")
 
@@ -113,24 +122,150 @@ def groups(rows: Rows) -> pd.DataFrame:
     """Aggregate over seeds, one line a group, best first within each contest; a cell of holes only is a line too.
 
     Returns:
-        Columns `GROUP`, rank (Int64), n, seeds (str), mean, sd, low, high, best (Float64, percent), labels, synthesis
-        seconds and bytes (means), notes (list of str), settings (how many settings the cell has).
+        Columns `GROUP`, place (by mean, 1 is best), rank (shared where `significance` cannot separate), p (of the test
+        that decided the rank), n, seeds (str), mean, sd, low, high, best (Float64, percent), `FIRST` (equal in a
+        group), device (several are joined), `MEANS` (over seeds), classes, notes (list of str), settings (how many
+        settings the cell has).
     """
+    frame = rows.frame
+    number = frame.groupby(list(GROUP), sort=True, observed=True, dropna=False).ngroup().to_numpy(dtype=np.intp)
+    order = np.argsort(number, kind="stable")
+    frame, number = frame.iloc[order], number[order]
+    start = np.flatnonzero(np.diff(number, prepend=-1))
+    lines = frame.iloc[start][[*GROUP, *FIRST, "classes"]].reset_index(drop=True)
+    lines["n"] = np.diff(start, append=len(frame))
+    lines["seeds"] = _seeds(frame["seed"].to_numpy(dtype=np.int64), start)
+    lines = lines.assign(**spread(frame["accuracy_last"].to_numpy(dtype=float), start))
+    for name, source in (("best", "accuracy_best"), *((c, c) for c in MEANS)):
+        lines[name] = means(frame[source], start)
+    lines["device"] = joined(frame["device"], start)
+    lines["settings"] = lines.groupby(list(CELL), dropna=False, observed=True)["n"].transform("size")
+    return ranked(_with_notes(lines, frame, number, rows.holes))
+
+
+def spread(
+    values: npt.NDArray[Any], start: npt.NDArray[Any], names: Sequence[str] = ("mean", "sd", "low", "high")
+) -> dict[str, Any]:
+    """Mean, sd (n - 1) and two-sided 95 % t-interval of runs of values; NaN does not count, one value has no spread.
+
+    Args:
+        values: All runs, one after the other.
+        start: Where each run begins.
+        names: What to call mean, sd, low and high.
+
+    Returns:
+        Float64 columns by name, one value a run.
+    """
+    if not len(start):
+        return {name: pd.array([], dtype="Float64") for name in names}
+    there = ~np.isnan(values)
+    n = np.add.reduceat(there.astype(float), start)
+    lengths = np.diff(start, append=len(values))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean = np.add.reduceat(np.where(there, values, 0.0), start) / n
+        # Rounding may leave a mean of equal values a bit beside them; it lies within them.
+        low, high = np.fmin.reduceat(values, start), np.fmax.reduceat(values, start)
+        mean = np.where(n > 0, np.clip(mean, low, high), np.nan)
+        squares = np.where(there, (values - np.repeat(mean, lengths)) ** 2, 0.0)
+        sd = np.where(n > 1, np.sqrt(np.add.reduceat(squares, start) / (n - 1)), np.nan)
+        half = np.where(n > 1, stats.t.ppf((1 + LEVEL) / 2, n - 1) * sd / np.sqrt(n), np.nan)
+    columns = (mean, sd, mean - half, mean + half)
+    return {name: pd.array(column, dtype="Float64") for name, column in zip(names, columns, strict=False)}
+
+
+def means(column: pd.Series, start: npt.NDArray[Any]) -> Any:
+    """Means of runs of values; missing ones do not count, and none has no mean."""
+    return spread(column.to_numpy(dtype=float, na_value=np.nan), start, ("mean",))["mean"]
+
+
+def joined(column: pd.Series, start: npt.NDArray[Any]) -> Any:
+    """The value of each run; runs with several have them joined."""
+    if not len(start):
+        return pd.array([], dtype="string")
+    codes, names = pd.factorize(column, sort=True)
+    found = names.take(np.maximum.reduceat(codes, start)).tolist() if len(names) else [None] * len(start)
+    for i in np.flatnonzero(np.minimum.reduceat(codes, start) != np.maximum.reduceat(codes, start)):
+        run = codes[start[i] : start[i + 1] if i + 1 < len(start) else None]
+        found[i] = ", ".join(str(names[c]) if c >= 0 else "?" for c in sorted(set(run.tolist())))
+    for i in np.flatnonzero(np.maximum.reduceat(codes, start) < 0):
+        found[i] = None
+    return pd.array(found, dtype="string")
+
+
+def _seeds(seeds: npt.NDArray[Any], start: npt.NDArray[Any]) -> Any:
+    known: dict[bytes, str] = {}
+    found = []
+    for part in np.split(seeds, start[1:]):
+        mark = part.tobytes()
+        if mark not in known:
+            known[mark] = ", ".join(map(str, part))
+        found.append(known[mark])
+    return pd.array(found if len(start) else [], dtype="string")
+
+
+def _with_notes(
+    lines: pd.DataFrame, frame: pd.DataFrame, number: npt.NDArray[Any], holes: Iterable[Hole]
+) -> pd.DataFrame:
+    """Lines with their footnotes, and a line for each cell that has holes only."""
     by_cell: dict[tuple[Any, ...], list[Hole]] = {}
-    for h in rows.holes:
+    for h in holes:
         by_cell.setdefault(h.cell, []).append(h)
-    lines: list[dict[str, Any]] = []
-    seen: dict[tuple[Any, ...], int] = {}
-    for at, part in grouped_by(plain_records(rows.frame), GROUP):
-        cell = tuple(at[c] for c in CELL)
-        seen[cell] = seen.get(cell, 0) + 1
-        lines.append(_line(at, part, by_cell.get(cell, [])))
-    for cell, missing in by_cell.items():
-        if cell not in seen:
-            lines.append(_line(dict(zip(GROUP, (*cell, ""), strict=True)), [], missing))
-    for line in lines:
-        line["settings"] = seen.get(tuple(line[c] for c in CELL), 0)
-    return _typed(_ranked(lines))
+    odd: dict[int, list[dict[str, Any]]] = {}
+    strange = _strange(frame)
+    for at, record in zip(number[strange], plain_records(frame.loc[strange, _ODD]), strict=True):
+        odd.setdefault(int(at), []).append(record)
+    cells = list(zip(*(lines[c] for c in CELL), strict=True)) if by_cell else [()] * len(lines)
+    lines["notes"] = pd.Series(
+        [notes_of(odd.get(i, []), by_cell.get(c, [])) for i, c in enumerate(cells)], dtype=object
+    )
+    seen = set(cells)
+    missing = [
+        {**dict(zip(CELL, cell, strict=True)), "setting": "", "n": 0, "settings": 0, "seeds": "", "labels": "",
+         "notes": notes_of([], gaps)}
+        for cell, gaps in by_cell.items() if cell not in seen
+    ]  # fmt: skip
+    if not missing:
+        return lines
+    added = pd.DataFrame(missing).reindex(columns=lines.columns)
+    for name in lines.columns:
+        added[name] = added[name].astype(lines[name].dtype)
+    return pd.concat([lines, added], ignore_index=True)
+
+
+_ODD = ["seed", "accuracy_last", "classes", "constant_prediction"]
+
+
+def _strange(frame: pd.DataFrame) -> npt.NDArray[np.bool_]:
+    """Rows that `suspicions` may have something to say about."""
+    last = frame["accuracy_last"].to_numpy(dtype=float)
+    classes = frame["classes"].to_numpy(dtype=float, na_value=np.nan)
+    constant = frame["constant_prediction"].to_numpy(dtype=bool, na_value=False)
+    near: npt.NDArray[np.bool_] = np.abs(last - 100 / classes) <= 1
+    return constant | (last == 0) | (last == 100) | near
+
+
+def ranked(lines: pd.DataFrame, within: Sequence[str] = CONTEST) -> pd.DataFrame:
+    """Sort lines by contest and mean, and set place, rank and p; lines without a number come last and have none."""
+    by = [*within, "mean", *(c for c in ("method", "teacher", "setting") if c not in within)]
+    rising = [c != "mean" for c in by]
+    lines = lines.sort_values(by, ascending=rising, na_position="last", kind="stable", ignore_index=True)
+    contest = lines.groupby(list(within), sort=False, dropna=False, observed=True).ngroup().to_numpy()
+    columns = [lines[c].tolist() for c in ("mean", "sd", "n")]
+    places: list[int | None] = []
+    found: list[tuple[int | None, float | None]] = []
+    for _, part in groupby(range(len(lines)), lambda i: contest[i]):
+        inside = list(part)
+        there = [i for i in inside if columns[2][i]]
+        mean, sd, n = ([c[i] for i in there] for c in columns)
+        found += ranks(mean, [None if pd.isna(s) else s for s in sd], n)
+        places += [1 + bisect_left(mean, -m, key=lambda x: -x) for m in mean]
+        gaps = len(inside) - len(there)
+        found += [(None, None)] * gaps
+        places += [None] * gaps
+    lines["place"] = pd.array(places, dtype="Int64")
+    lines["rank"] = pd.array([r for r, _ in found], dtype="Int64")
+    lines["p"] = pd.array([p for _, p in found], dtype="Float64")
+    return lines
 
 
 def grouped_by(
@@ -145,56 +280,6 @@ def grouped_by(
         yield dict(zip(names, values, strict=True)), list(part)
 
 
-def _line(at: dict[str, Any], part: list[dict[str, Any]], missing: list[Hole]) -> dict[str, Any]:
-    last = summarise(r["accuracy_last"] for r in part)
-    return {
-        **at,
-        "n": last.n,
-        "seeds": ", ".join(str(r["seed"]) for r in part),
-        "mean": last.mean,
-        "sd": last.sd,
-        "low": last.low,
-        "high": last.high,
-        "best": summarise(r["accuracy_best"] for r in part).mean,
-        "labels": ", ".join(sorted({r["labels"] for r in part})),
-        **{c: summarise(r[c] for r in part).mean for c in ("synthesis_seconds", *BYTES)},
-        "classes": part[0]["classes"] if part else None,
-        "notes": notes_of(part, missing),
-    }
-
-
-def _ranked(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rank by last-epoch mean within each contest (equal means share a rank); lines without a number have none."""
-    contests: dict[tuple[Any, ...], list[float]] = {}
-    for line in lines:
-        if line["n"]:
-            contests.setdefault(tuple(line[c] for c in CONTEST), []).append(-line["mean"])
-    for means in contests.values():
-        means.sort()
-    for line in lines:
-        means = contests.get(tuple(line[c] for c in CONTEST), [])
-        line["rank"] = 1 + bisect_left(means, -line["mean"]) if line["n"] else None
-    return sorted(
-        lines,
-        key=lambda x: (
-            x["dataset"], x["ipc"], x["student"], x["protocol"], math.inf if x["rank"] is None else x["rank"],
-            x["method"], x["teacher"], x["setting"],
-        ),
-    )  # fmt: skip
-
-
-def _typed(lines: list[dict[str, Any]]) -> pd.DataFrame:
-    text = {"method", "dataset", "teacher", "student", "protocol", "setting", "seeds", "labels"}
-    whole = {"ipc", "rank", "n", "classes", "settings"}
-    names = [*GROUP, "rank", "n", "seeds", "mean", "sd", "low", "high", "best", "labels", "synthesis_seconds"]
-    data: dict[str, Any] = {}
-    for name in [*names, *BYTES, "classes", "settings"]:
-        kind = "string" if name in text else "Int64" if name in whole else "Float64"
-        data[name] = pd.array([x[name] for x in lines], dtype=kind)  # type: ignore[call-overload]
-    data["notes"] = pd.Series([x["notes"] for x in lines], dtype=object)
-    return pd.DataFrame(data)
-
-
 def pareto(cost: Sequence[float], gain: Sequence[float]) -> list[int]:
     """Indices of points that no other point beats in both: smallest cost first, gain strictly rising."""
     front: list[int] = []
@@ -204,3 +289,18 @@ def pareto(cost: Sequence[float], gain: Sequence[float]) -> list[int]:
             front.append(i)
             top = gain[i]
     return front
+
+
+def fronts(lines: pd.DataFrame, within: Sequence[str], cost: str) -> Any:
+    """`yes` for lines on the Pareto front of accuracy against a cost in their contest, `no` for others, NA without."""
+    found: list[str | None] = [None] * len(lines)
+    costs, means = (lines[c].to_numpy(dtype=float, na_value=np.nan) for c in (cost, "mean"))
+    contest = lines.groupby(list(within), sort=False, dropna=False, observed=True).ngroup().to_numpy()
+    there = np.flatnonzero(~np.isnan(costs) & ~np.isnan(means))
+    for _, part in groupby(sorted(there.tolist(), key=lambda i: contest[i]), lambda i: contest[i]):
+        inside = list(part)
+        points = [(costs[i], means[i]) for i in inside]
+        front = {points[k] for k in pareto(*zip(*points, strict=True))}
+        for i, point in zip(inside, points, strict=True):
+            found[i] = "yes" if point in front else "no"
+    return pd.array(found, dtype="string")

@@ -1,26 +1,40 @@
-"""The three leaderboards as tables of plain values; `formats` writes them out."""
+"""Tables of plain values: columns with meanings, lines as a typed frame, footnotes. The file formats write them out.
+
+The tables of a report, by section and slug (`make.make` gives them in this order; those without a line are left out):
+
+| section | slug | a line is | made by |
+|---|---|---|---|
+| boards | accuracy, synthesis_time, storage | a group of seeds; a way of making a set; a group of seeds | `boards` |
+| crossings | equal_bytes | the best of a method within a budget of bytes | `crossings` |
+| crossings | accuracy_time | a group of seeds with its cost in seconds and the Pareto front | `crossings` |
+| crossings | generalisation | a distilled set; a column `student:NAME` for each student | `crossings` |
+| crossings | protocols | a cell under protocol `paper` and under `matched`, with the change of rank | `crossings` |
+| crossings | diversity | a distilled set with the similarity within its classes | `crossings` |
+| papers | published | one published number with what was measured and a verdict | `versus` |
+| papers | contradictions | one cell of the literature for which sources disagree | `versus` |
+| history | changes | a cell that differs between two states (`--against`) | `history` |
+| history | trend | a quantity of a cell over time, cut into steps | `trend` |
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
 import pandas as pd
 
-from suite.leaderboard.published import Published
-from suite.leaderboard.rows import Hole, Rows
-from suite.leaderboard.statistics import (
-    BYTES,
-    CONTEST,
-    grouped_by,
-    groups,
-    notes_of,
-    pareto,
-    plain_records,
-    summarise,
-)
+from suite.leaderboard.statistics import plain_records
+
+#: pandas types of a column's values, by form. What is not listed is text.
+_TYPES = {
+    **dict.fromkeys(("count", "signed_count"), "Int64"),
+    **dict.fromkeys(
+        ("percent", "spread", "signed", "seconds", "number", "value", "bytes", "probability", "cosine"), "Float64"
+    ),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,17 +42,20 @@ class Column:
     """One column of a table.
 
     Attributes:
-        name: Its name in CSV files.
+        name: Its name in CSV, Parquet and JSON files.
         header: What people read.
-        form: How values are shown: `text`, `count`, `percent`, `spread`, `interval`, `range`, `signed`, `seconds`,
-            `number`, `bytes`, `notes`.
+        form: How values are shown: `text`, `count`, `signed_count`, `percent`, `spread`, `interval`, `range`, `signed`,
+            `seconds`, `number` (large ones), `value` (of any size), `bytes`, `probability`, `cosine`, `notes`.
         identity: Part of what names a line; screens show it above the table where it is the same everywhere.
-        csv: Whether CSV files have it.
-        shown: Whether Markdown and HTML have it.
+        csv: Whether CSV, Parquet and JSON files have it.
+        shown: Whether Markdown, LaTeX and HTML have it.
         terminal: Whether the terminal has it.
         help: What it means, in one sentence.
         short: Header on the terminal, where it differs.
         spare: Whether a terminal that is too narrow for all columns goes without it.
+        parts: For `interval` and `range`: the columns with its two ends.
+        best: `max` or `min`: LaTeX prints the best value of a block bold and underlines the second.
+        longest: Characters after which text is cut.
     """
 
     name: str
@@ -51,6 +68,9 @@ class Column:
     help: str = ""
     short: str = ""
     spare: bool = False
+    parts: tuple[str, str] | None = None
+    best: str = ""
+    longest: int = 300
 
     @property
     def numeric(self) -> bool:
@@ -60,24 +80,51 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """A leaderboard.
+    """A leaderboard, or another table of a report.
 
     Attributes:
         slug: File name without suffix.
         title: Heading.
         caption: What is measured, in one or two sentences.
         columns: Its columns.
-        rows: One dict a line: values by column name, `notes` (numbers of footnotes) and `flag` (`hole`, `suspicious`
-            or empty), `break` (a new block of comparable lines begins). None is a value that is not there.
+        frame: Its lines: the columns by name (those with `parts` stand as their parts), `notes` (lists of numbers of
+            footnotes), `flag` (`hole`, `suspicious` or empty) and `break` (a new block of comparable lines begins).
         footnotes: Text of footnotes 1, 2, ...
+        section: `boards`, `crossings`, `papers` or `history`.
+        within: Columns whose change begins a block.
     """
 
     slug: str
     title: str
     caption: str
     columns: list[Column]
-    rows: list[dict[str, Any]] = field(default_factory=list)
+    frame: pd.DataFrame
     footnotes: list[str] = field(default_factory=list)
+    section: str = "boards"
+    within: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.frame)
+
+    def lines(self, start: int = 0, stop: int | None = None) -> list[dict[str, Any]]:
+        """Some lines as dicts of plain values by column name; None is a value that is not there.
+
+        Args:
+            start: The first line.
+            stop: The line before which to stop; all without it. A table can have 100,000 lines.
+        """
+        found = plain_records(self.frame.iloc[start:stop])
+        for c in self.columns:
+            if c.parts:
+                for line in found:
+                    ends = (line[c.parts[0]], line[c.parts[1]])
+                    line[c.name] = None if None in ends else ends
+        return found
+
+    @cached_property
+    def rows(self) -> list[dict[str, Any]]:
+        """All lines; prefer `lines` where a bound is wanted."""
+        return self.lines()
 
     def constant(self) -> dict[str, Any]:
         """Identity columns but the method's that say the same on every line; screens show them once, above the table.
@@ -86,264 +133,94 @@ class Table:
         """
         found = {}
         for c in self.columns:
-            if c.identity and c.name != "method":
+            if c.identity and c.name != "method" and len(self.frame):
                 measured = c.name in ("device", "peak_memory_kind")
-                values = {r[c.name] for r in self.rows if not measured or r["flag"] != "hole"}
-                if len(values) == 1:
-                    found[c.name] = values.pop()
+                values = (self.frame[self.frame["flag"] != "hole"] if measured else self.frame)[c.name]
+                if values.nunique(dropna=False) == 1:
+                    value = plain_records(values.head(1).to_frame())[0][c.name]
+                    found[c.name] = value
         return found
 
 
-_WHO = [
+WHO = [
     Column("method", "Method", identity=True, help="How the distilled set is made"),
     Column("dataset", "Dataset", identity=True),
     Column("ipc", "IPC", "count", identity=True, help="Images per class"),
     Column("teacher", "Teacher", identity=True, help="Network that the synthesis and soft labels come from"),
 ]
-_STUDENT = [Column("student", "Student", identity=True, help="Network that is trained on the distilled set")]
-_PROTOCOL = [
-    Column(
-        "protocol",
-        "Protocol",
-        identity=True,
-        help="How students are trained. paper: the method's own recipe; matched: one recipe and step budget for all",
-    )
-]
-_SETTING = Column("setting", "Setting", identity=True, help="Identifies parameters and inputs; equal for all seeds")
+STUDENT = Column("student", "Student", identity=True, help="Network that is trained on the distilled set")
+PROTOCOL = Column(
+    "protocol",
+    "Protocol",
+    identity=True,
+    help="How students are trained. paper: the method's own recipe; matched: one recipe and step budget for all",
+)
+SETTING = Column("setting", "Setting", identity=True, help="Identifies parameters and inputs; equal for all seeds")
+NOTES = Column("notes", "Notes", "notes", help="Numbers of the notes below")
 
 
-def leaderboards(rows: Rows, published: Published | None = None) -> list[Table]:
-    """The leaderboards of accuracy, synthesis time and storage, in this order.
+def settings_column(grouped: pd.DataFrame) -> list[Column]:
+    """The column `setting`, where some cell has rows of more than one."""
+    return [SETTING] if bool((grouped["settings"] > 1).any()) else []
+
+
+def finish(
+    slug: str,
+    title: str,
+    caption: str,
+    columns: list[Column],
+    lines: pd.DataFrame,
+    within: Sequence[str],
+    section: str = "boards",
+) -> Table:
+    """Number the footnotes, keep what the columns name, and mark where a block of comparable lines begins.
 
     Args:
-        rows: What they are made from.
-        published: What papers report, if that is to stand beside accuracies.
+        slug: Of the table.
+        title: Of the table.
+        caption: Of the table.
+        columns: Of the table.
+        lines: Sorted lines with the columns' values; `notes` (lists of text) and `n` (0 in a hole) where there are any.
+        within: Columns whose change begins a block; a hole has no device.
+        section: Of the table.
     """
-    grouped = groups(rows)
-    return [accuracy(grouped, published), synthesis_time(rows), storage(grouped)]
+    lines = lines.reset_index(drop=True)
+    data: dict[str, Any] = {}
+    for c in columns:
+        for name in c.parts or (c.name,):
+            if name != "notes" and name not in data:
+                data[name] = _typed(lines, name, "percent" if c.parts else c.form)
+    texts = list(lines["notes"]) if "notes" in lines else [[]] * len(lines)
+    data["notes"], footnotes = _numbered(texts)
+    odd = [any(" suspicious: " in text for text in t) for t in texts]
+    empty = (lines["n"].fillna(0) == 0).tolist() if "n" in lines else [False] * len(lines)
+    flags = ["hole" if e else "suspicious" if o else "" for e, o in zip(empty, odd, strict=True)]
+    data["flag"] = pd.array(flags, dtype="string")
+    data["break"] = _breaks(lines, within, flags)
+    return Table(slug, title, caption, columns, pd.DataFrame(data), footnotes, section, tuple(within))
 
 
-def accuracy(grouped: pd.DataFrame, published: Published | None = None) -> Table:
-    """Accuracy over seeds: the last epoch is ranked, the best epoch and published numbers stand beside it."""
-    lines = []
-    for r in plain_records(grouped):
-        pair = None if r["low"] is None else (r["low"], r["high"])
-        lines.append({**r, "interval": pair, **_beside(r, published)})
-    compared = any(x["published"] for x in lines)
-    columns = [
-        Column("rank", "#", "count", help="Rank of the accuracy among equal dataset, IPC, student and protocol"),
-        *_WHO, *_STUDENT, *_PROTOCOL, *_settings(grouped),
-        Column("mean", "Accuracy %", "percent", help="Last epoch, full validation split, mean over seeds"),
-        Column("sd", "sd", "spread", spare=True, help="Standard deviation over seeds (n - 1)"),
-        Column(
-            "interval", "95 % interval", "interval", csv=False, spare=True,
-            help="Two-sided t-interval of the mean, shown within 0 and 100 %; CSV files have it uncut",
-        ),
-        Column("low", "low", "percent", shown=False, terminal=False),
-        Column("high", "high", "percent", shown=False, terminal=False),
-        Column("best", "Best epoch %", "percent", terminal=False, help="Mean of the best evaluated epoch; not ranked"),
-        Column("n", "n", "count", help="Seeds with a number"),
-        Column("seeds", "Seeds", shown=False, terminal=False),
-        *(_PUBLISHED if compared else []),
-        _NOTES,
-    ]  # fmt: skip
-    return _finish(
-        "accuracy",
-        "Accuracy",
-        "Top-1 accuracy in percent on the full validation split after the last epoch, mean over n seeds. Column # "
-        "ranks it among lines of equal dataset, IPC, student and protocol. The 95 % t-interval of the mean is wide for "
-        "two seeds (t = 12.7), and one seed has none.",
-        columns,
-        lines,
-        CONTEST,
-    )
+def _typed(lines: pd.DataFrame, name: str, form: str) -> Any:
+    kind = _TYPES.get(form, "string")
+    if name not in lines:
+        return pd.array([None] * len(lines), dtype=kind)  # type: ignore[call-overload]
+    return lines[name].array if str(lines[name].dtype) == kind else pd.array(lines[name].tolist(), dtype=kind)  # type: ignore[call-overload]
 
 
-_PUBLISHED = [
-    Column(
-        "published",
-        "Published %",
-        "range",
-        csv=False,
-        help="What the method's own paper reports, else others (from to, where they disagree)",
-    ),
-    Column("published_low", "", "percent", shown=False, terminal=False),
-    Column("published_high", "", "percent", shown=False, terminal=False),
-    Column("difference", "Difference", "signed", help="Accuracy less what is published, in points", short="Diff."),
-    Column("agrees", "Agrees", help="yes: the difference is within 1 point or two published standard deviations"),
-]
-
-
-def _beside(line: dict[str, Any], published: Published | None) -> dict[str, Any]:
-    found = published.beside(line) if published else None
-    if found is None:
-        return {"published": None}
-    return {
-        "published": (found.low, found.high),
-        "published_low": found.low,
-        "published_high": found.high,
-        "difference": found.difference(line["mean"]),
-        "agrees": "yes" if found.agrees(line["mean"]) else "no",
-    }
-
-
-def synthesis_time(rows: Rows) -> Table:
-    """What a distilled set costs: each synthesis counts once, however many students learn from it."""
-    at = ["method", "dataset", "ipc", "teacher", "protocol", "device", "setting"]
-    own = [c for c in at if c != "setting"]
-    lines: list[dict[str, Any]] = []
-    done: set[tuple[Any, ...]] = set()
-    records = plain_records(rows.frame)
-    for r in records:
-        r["device"], r["setting"] = r["device"] or "?", r["synthesis_setting"]
-    for who, part in grouped_by(records, at):
-        done.add(tuple(who[c] for c in at[:5]))
-        lines.append(_time_line(who, part))
-    missing: dict[tuple[Any, ...], list[Hole]] = {}
-    for h in rows.holes:
-        missing.setdefault((h.method, h.dataset, h.ipc, h.teacher, h.protocol), []).append(h)
-    for cell, holes in missing.items():
-        if cell not in done:
-            who = dict(zip(at, (*cell, None, ""), strict=True))
-            lines.append({**_time_line(who, []), "notes": notes_of([], holes)})
-    lines.sort(
-        key=lambda x: (
-            x["dataset"], x["ipc"], not x["n"], x["device"] or "", x["seconds"] is None, x["seconds"] or 0.0,
-            x["method"], x["teacher"], x["protocol"], x["setting"],
-        )
-    )  # fmt: skip
-    several = len({tuple(x[c] for c in own) for x in lines}) < len(lines)
-    columns = [
-        *_WHO, *_PROTOCOL, *([_SETTING] if several else []),
-        Column("n", "n", "count", terminal=False, help="Distinct syntheses measured"),
-        Column("seconds", "Time", "seconds", help="Device-synchronised time of one synthesis, mean over n"),
-        Column("seconds_sd", "sd", "seconds", terminal=False, help="Standard deviation of the time (n - 1)"),
-        Column("seconds_per_image", "Time / image", "seconds", help="Time by the number of images", short="/image"),
-        Column(
-            "image_iterations", "Image-iterations", "number", short="Img-it.", spare=True,
-            help="Updates, summed over the images that each changes",
-        ),
-        Column("iterations_per_image", "Iterations / image", "number", help="Updates of one image", short="It./image"),
-        Column("forward_images", "Images forwarded", "number", terminal=False, help="Images put through a network"),
-        Column("peak_memory_bytes", "Peak memory", "bytes", help="Largest over seeds", short="Peak", spare=True),
-        Column("peak_memory_kind", "Memory", identity=True, terminal=False, help="What peak memory is a peak of"),
-        Column("device", "Device", identity=True, help="Times of different devices are not comparable"),
-        Column("teacher_seconds", "Teacher time", "seconds", help="Training the teacher; not in Time", short="Teacher"),
-        Column("statistics_seconds", "Statistics time", "seconds", help="Of real images; not in Time", short="Stats"),
-        Column("relabel_seconds", "Relabel time", "seconds", help="Storing soft labels; not in Time", short="Relabel"),
-        _NOTES,
-    ]  # fmt: skip
-    return _finish(
-        "synthesis_time",
-        "Synthesis time",
-        "Cost of making one distilled set, in total and per image, fastest first. Teacher, statistics and relabel "
-        "cost stand in columns of their own, since several sets share them; devices are never mixed in one line.",
-        columns,
-        lines,
-        ("dataset", "ipc", "device"),
-    )
-
-
-def _time_line(who: dict[str, Any], part: list[dict[str, Any]]) -> dict[str, Any]:
-    once = list({(r["synthesis_key"], r["seed"]): r for r in part}.values())
-    relabel = {r["relabel_key"]: r["relabel_seconds"] for r in part if r["relabel_key"] is not None}
-    seconds = summarise(r["synthesis_seconds"] for r in once)
-    memory = [r["peak_memory_bytes"] for r in once if r["peak_memory_bytes"] is not None]
-    return {
-        **who,
-        "n": len(once),
-        "seconds": seconds.mean,
-        "seconds_sd": seconds.sd,
-        **{c: summarise(r[c] for r in once).mean for c in _MEANS},
-        "peak_memory_bytes": max(memory) if memory else None,
-        "peak_memory_kind": ", ".join(sorted({r["peak_memory_kind"] for r in once if r["peak_memory_kind"]})) or None,
-        "relabel_seconds": summarise(relabel.values()).mean,
-        "notes": [],
-    }
-
-
-_MEANS = (
-    "seconds_per_image",
-    "image_iterations",
-    "iterations_per_image",
-    "forward_images",
-    "teacher_seconds",
-    "statistics_seconds",
-)
-
-
-def storage(grouped: pd.DataFrame) -> Table:
-    """Measured bytes of what has to be shipped, with the accuracy that they buy: at equal bytes, across IPC."""
-    columns = [
-        *_WHO, *_STUDENT, *_PROTOCOL, *_settings(grouped),
-        Column("labels", "Label policy", help="hard, online (by a shipped teacher) or stored", terminal=False),
-        Column("image_bytes", "Images", "bytes", help="Distilled images, as they are stored", spare=True),
-        Column(
-            "label_bytes", "Labels", "bytes", spare=True,
-            help="Class numbers or stored soft labels; none where a shipped teacher computes them",
-        ),
-        Column(
-            "auxiliary_bytes", "Auxiliary", "bytes", short="Aux", spare=True,
-            help="Decoders, label teachers, augmentations",
-        ),
-        Column("total_bytes", "Total", "bytes", help="Images + labels + auxiliary"),
-        Column("bytes_per_class", "Per class", "bytes", terminal=False, help="Total by the number of classes"),
-        Column("unshipped_bytes", "Not shipped", "bytes", terminal=False, help="Needed by the synthesis only"),
-        Column("mean", "Accuracy %", "percent", help="Last epoch, mean over seeds", short="Acc. %"),
-        Column("front", "Front", help="yes: nothing smaller is as accurate, and nothing as small is more accurate"),
-        Column("n", "n", "count", terminal=False, help="Seeds with a number"),
-        _NOTES,
-    ]  # fmt: skip
-    lines = []
-    for r in plain_records(grouped):
-        sizes = {c: None if r[c] is None else round(r[c]) for c in BYTES}
-        each = sizes["total_bytes"] / r["classes"] if sizes["total_bytes"] is not None and r["classes"] else None
-        lines.append({**r, **sizes, "bytes_per_class": each})
-    within = ("dataset", "student", "protocol")
-    for _, part in grouped_by([x for x in lines if x["total_bytes"] is not None], within):
-        points = [(x["total_bytes"], x["mean"]) for x in part]
-        front = {points[i] for i in pareto(*zip(*points, strict=True))}
-        for x, point in zip(part, points, strict=True):
-            x["front"] = "yes" if point in front else "no"
-    lines.sort(
-        key=lambda x: (
-            *(x[c] for c in within), x["total_bytes"] is None, x["total_bytes"] or 0, -(x["mean"] or 0.0), x["ipc"],
-            x["method"], x["teacher"], x["setting"],
-        )
-    )  # fmt: skip
-    return _finish(
-        "storage",
-        "Storage",
-        "Measured bytes on disk of everything that a student needs (1 GB = 10^9 bytes), smallest first, with the "
-        "accuracy that they buy. Front: nothing smaller is as accurate and nothing as small is more accurate, at "
-        "any IPC, among lines of equal dataset, student and protocol. Parts that only the synthesis needs are not in "
-        "the total.",
-        columns,
-        lines,
-        within,
-    )
-
-
-_NOTES = Column("notes", "Notes", "notes", help="Numbers of the notes below")
-
-
-def _settings(grouped: pd.DataFrame) -> list[Column]:
-    """The column `setting`, where some cell has rows of more than one."""
-    return [_SETTING] if bool((grouped["settings"] > 1).any()) else []
-
-
-def _finish(
-    slug: str, title: str, caption: str, columns: list[Column], lines: list[dict[str, Any]], within: Sequence[str]
-) -> Table:
-    """Number the footnotes, keep what the columns name, and mark where a block of comparable lines begins."""
+def _numbered(texts: Iterable[list[str]]) -> tuple[pd.Series, list[str]]:
+    """Lists of footnotes as lists of their numbers, and the footnotes in order of first use."""
     numbers: dict[str, int] = {}
-    rows = []
-    for line in lines:
-        notes = [numbers.setdefault(text, len(numbers) + 1) for text in line["notes"]]
-        odd = any(" suspicious: " in text for text in line["notes"])
-        flag = "hole" if not line["n"] else "suspicious" if odd else ""
-        rows.append({**{c.name: line.get(c.name) for c in columns}, "notes": notes, "flag": flag, "break": False})
-    for above, below in pairwise(rows):
-        same = [c for c in within if c != "device" or below["flag"] != "hole"]  # holes have no device
-        below["break"] = any(above.get(c) != below.get(c) for c in same)
-    return Table(slug, title, caption, columns, rows, list(numbers))
+    found = [[numbers.setdefault(t, len(numbers) + 1) for t in line] for line in texts]
+    return pd.Series(found, dtype=object), list(numbers)
+
+
+def _breaks(lines: pd.DataFrame, within: Sequence[str], flags: list[str]) -> list[bool]:
+    columns = [(name == "device", lines[name].tolist()) for name in within]
+    found = [False] * min(1, len(lines))
+    for i, j in pairwise(range(len(lines))):
+        found.append(any(not _same(v[i], v[j]) for device, v in columns if not (device and flags[j] == "hole")))
+    return found
+
+
+def _same(a: Any, b: Any) -> bool:
+    return bool(pd.isna(a) and pd.isna(b)) if pd.isna(a) or pd.isna(b) else bool(a == b)

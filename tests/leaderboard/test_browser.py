@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from suite.leaderboard.boards import leaderboards
 from suite.leaderboard.page import page
 from suite.leaderboard.plots import pictures
-from suite.leaderboard.tables import leaderboards
 from tests.leaderboard.test_formats import sample
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -18,11 +18,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from suite.leaderboard.boards import leaderboards
 from suite.leaderboard.formats import clean, csv_text, duration, markdown_text, size, to_csv, to_markdown, to_terminal
 from suite.leaderboard.page import page
 from suite.leaderboard.plots import COLOURS, Look, overview, pictures
 from suite.leaderboard.rows import Refusal, Rows, collect
-from suite.leaderboard.tables import leaderboards
 from tests.leaderboard.factory import METHODS, failed, grid, record, stages
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -101,7 +101,7 @@ def test_csv_has_full_precision_and_empty_cells_for_holes() -> None:
 
 def test_holes_show_as_a_dash_with_a_footnote() -> None:
     text = rendered(sample())["accuracy.md"]
-    assert "| - | e2d | imagenet1k | 50 | resnet18 | resnet18 | paper | - | - | - | - | 0 | 2 |" in text
+    assert "| - | e2d | imagenet1k | 50 | resnet18 | resnet18 | paper | - | - | - | - | - | 0 | 2 |" in text
     assert "2. seeds 0, 1 missing: diverged at step 120: loss is nan" in text
 
 

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from suite.errors import DataError
+from suite.leaderboard.boards import leaderboards
 from suite.leaderboard.formats import to_csv, to_markdown
 from suite.leaderboard.published import Published
 from suite.leaderboard.rows import collect
-from suite.leaderboard.tables import Table, leaderboards
+from suite.leaderboard.tables import Table
 from suite.methods import discover
 from suite.store import Record
 from tests.leaderboard.factory import record, stages
@@ -20,13 +21,14 @@ from tests.leaderboard.factory import record, stages
 REPOSITORY = Path(__file__).resolve().parents[2] / "results" / "published.csv"
 HEADER = (
     "method,dataset,resolution,ipc,teacher,student,label_mode,metric,value,std,unit,"
-    "source_title,source_where,confidence"
+    "source_title,source_where,confidence,primary,mark"
 )
 
 
 def published(tmp_path: Path, *lines: str) -> Published:
     path = tmp_path / "published.csv"
-    path.write_text("\n".join([HEADER, *lines]) + "\n")
+    full = [f"{line}{',' * (HEADER.count(',') - line.count(','))}" for line in lines]
+    path.write_text("\n".join([HEADER, *full]) + "\n")
     return Published(path)
 
 
@@ -39,26 +41,26 @@ def test_a_row_stands_beside_the_number_of_its_paper(tmp_path: Path) -> None:
         tmp_path, "RDED,imagenet1k,224,10,ResNet18,ResNet18,soft-fkd,top1,42.0,0.1,%,RDED paper,Table 1,read"
     )
     table = accuracy(papers, record("rded", accuracy=40.5), record("rded", seed=1, accuracy=41.0))
-    assert "| 42.00 | -1.25 | no |" in to_markdown(table, collect([]), "x")
+    assert "| 42.00 | -1.25 | below |" in to_markdown(table, collect([]), "x")
     line = next(csv.DictReader(io.StringIO(to_csv(table))))
-    assert (line["published_low"], line["difference"], line["agrees"]) == ("42", "-1.25", "no")
+    assert (line["published_low"], line["difference"], line["verdict"]) == ("42", "-1.25", "below")
 
 
 @pytest.mark.parametrize(
-    ("accuracy_", "difference", "agrees"), [(41.2, -0.8, "yes"), (43.0, 0.0, "yes"), (45.2, 1.2, "no")]
+    ("accuracy_", "difference", "verdict"),
+    [(41.2, -0.8, "reproduced"), (43.0, 0.0, "reproduced"), (45.2, 1.2, "above")],
 )
-def test_papers_that_disagree_make_a_range(tmp_path: Path, accuracy_: float, difference: float, agrees: str) -> None:
+def test_papers_that_disagree_make_a_range(tmp_path: Path, accuracy_: float, difference: float, verdict: str) -> None:
     line = "RDED,imagenet1k,224,10,{},ResNet18,soft-fkd,top1,{},,%,a paper,Table,read"
     papers = published(tmp_path, line.format("ResNet18", 42.0), line.format("unspecified", 44.0))
     row = accuracy(papers, record("rded", accuracy=accuracy_)).rows[0]
     assert row["published"] == (42.0, 44.0)
-    assert row["difference"] == pytest.approx(difference) and row["agrees"] == agrees
+    assert row["difference"] == pytest.approx(difference) and row["verdict"] == verdict
 
 
-@pytest.mark.parametrize("title", ["RDED paper", "RDED: On the Diversity and Realism"])
-def test_the_own_paper_goes_before_what_others_measured(tmp_path: Path, title: str) -> None:
-    line = "RDED,imagenet1k,224,10,ResNet18,ResNet18,soft-fkd,top1,{},,%,{},Table,read"
-    papers = published(tmp_path, line.format(42.0, title), line.format(30.0, "another paper"))
+def test_the_primary_source_goes_before_what_others_give(tmp_path: Path) -> None:
+    line = "RDED,imagenet1k,224,10,ResNet18,ResNet18,soft-fkd,top1,{},,%,{},Table,read,{},"
+    papers = published(tmp_path, line.format(42.0, "its paper", "yes"), line.format(30.0, "another paper", ""))
     assert accuracy(papers, record("rded")).rows[0]["published"] == (42.0, 42.0)
 
 
@@ -100,12 +102,17 @@ def test_names_of_papers_and_of_the_suite_are_the_same_methods_and_networks(
 ) -> None:
     papers = published(tmp_path, f"{row},top1,42,,%,a paper,Table,read")
     method, data, network, labels = cell
-    line = {"protocol": "paper", "n": 1, "ipc": 10, "dataset": data, "teacher": network, "labels": labels}
-    assert papers.beside({**line, "student": network, "method": method}) is not None
+    line = {
+        "protocol": "paper", "ipc": 10, "dataset": data, "teacher": network, "student": network, "labels": labels,
+        "label_prune": 0.975 if method == "lpld" else 0.0, "overridden": False,
+    }  # fmt: skip
+    assert papers.comparable({**line, "method": method})
     for other in ("sre2l", "random"):
-        assert papers.beside({**line, "student": network, "method": other}) is None
+        assert not papers.comparable({**line, "method": other})
     for wrong in {"hard", "vector", "stored"} - {labels}:
-        assert papers.beside({**line, "student": network, "method": method, "labels": wrong}) is None
+        assert not papers.comparable({**line, "method": method, "labels": wrong})
+    if labels == "stored":
+        assert not papers.comparable({**line, "method": method, "label_prune": 0.9}), "ten times is not forty"
 
 
 def test_other_protocols_are_not_compared_with_papers(tmp_path: Path) -> None:
@@ -125,9 +132,30 @@ def test_the_table_of_the_repository_knows_the_methods_of_the_suite() -> None:
     found = {}
     for method in discover():
         for ipc in (10, 50):
-            line = {**stages(method, ipc)[1].to_json()["spec"], "labels": "stored", "n": 1}
-            found[method, ipc] = papers.beside(line)
-    assert found["rded", 10] is not None and found["sre2l", 50] is not None
-    e2d = found["e2d", 10]
-    assert e2d is not None and e2d.low <= 49.9 <= e2d.high
-    assert found["random_soft", 10] is None
+            line = {
+                **stages(method, ipc)[1].to_json()["spec"],
+                "labels": "stored",
+                "label_prune": 0,
+                "overridden": False,
+            }
+            found[method, ipc] = [x.value for x in papers.comparable(line)]
+    assert 42.0 in found["rded", 10] and 46.8 in found["sre2l", 50]
+    assert found["e2d", 10] == [49.9]
+    assert found["random_soft", 10] == []
+
+
+def test_the_convnet_of_width_128_is_the_convnet(tmp_path: Path) -> None:
+    papers = published(tmp_path, "DM,cifar10,32,10,ConvNetW128,ConvNetW128,hard,top1,48.9,,%,t,w,read")
+    line = {"method": "dm", "dataset": "cifar10", "ipc": 10, "teacher": "convnet3", "student": "convnet3",
+            "protocol": "paper", "labels": "hard", "label_prune": 0, "overridden": False}  # fmt: skip
+    assert papers.comparable(line)
+    assert not papers.comparable({**line, "student": "convnet3_w32"}), "another width"
+
+
+def test_a_cell_whose_settings_a_grid_changed_compares_with_nothing(tmp_path: Path) -> None:
+    papers = published(tmp_path, "RDED,imagenet1k,224,10,ResNet18,ResNet18,soft-fkd,top1,42,,%,t,w,read")
+    rows = collect([record("rded", accuracy=12.0)])
+    rows.frame["overridden"] = rows.frame["overridden"].fillna(True)
+    (row,) = leaderboards(rows, papers)[0].rows
+    assert row["published"] == (42.0, 42.0) and row["difference"] is None
+    assert row["verdict"] == "not comparable (settings are not the paper's)"

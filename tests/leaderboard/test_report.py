@@ -14,8 +14,8 @@ import pytest
 from suite import report
 from suite.errors import UserError
 from suite.grid import Plan, load_plan
+from suite.leaderboard.boards import leaderboards
 from suite.leaderboard.gather import from_plan, from_store
-from suite.leaderboard.tables import leaderboards
 from suite.spec.stages import Stage
 from suite.store import Attempt, Record, Store
 from tests.leaderboard.factory import record_of, stages

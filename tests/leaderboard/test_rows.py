@@ -8,9 +8,9 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from suite.leaderboard.boards import leaderboards
 from suite.leaderboard.rows import COLUMNS, Refusal, collect, failure_reason, ledger
 from suite.leaderboard.statistics import groups
-from suite.leaderboard.tables import leaderboards
 from tests.leaderboard.factory import entry, failed, record, stages
 
 

@@ -6,13 +6,16 @@ import math
 
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
+from suite.leaderboard.boards import leaderboards
 from suite.leaderboard.formats import to_csv
 from suite.leaderboard.rows import collect
+from suite.leaderboard.significance import separation
 from suite.leaderboard.statistics import groups, pareto, seeds_text, summarise, suspicions, t_interval
-from suite.leaderboard.tables import leaderboards
+from suite.store import Record
 from tests.leaderboard.factory import failed, grid, record
 
 
@@ -42,16 +45,52 @@ def test_no_value_has_no_mean() -> None:
     assert summarise([]).n == 0
 
 
+def seeds(method: str, *accuracies: float, **cell: object) -> list[Record]:
+    return [record(method, seed=i, accuracy=a, **cell) for i, a in enumerate(accuracies)]
+
+
 def test_ranks_are_by_last_epoch_within_a_contest_and_ties_share_them() -> None:
     records = [
-        record("rded", accuracy=40.0),
-        record("sre2l", accuracy=40.0),
-        record("e2d", accuracy=30.0),
-        record("random", accuracy=90.0, ipc=50),
+        *seeds("rded", 39.9, 40.0, 40.1),
+        *seeds("sre2l", 39.8, 40.0, 40.2),
+        *seeds("e2d", 29.9, 30.0, 30.1),
+        *seeds("random", 90.0, 90.1, ipc=50),
     ]
-    records[2].numbers["accuracy_best"] = 99.0
+    records[-3].numbers["accuracy_best"] = 99.0
     g = groups(collect(records))
     assert dict(zip(g["method"], g["rank"], strict=True)) == {"rded": 1, "sre2l": 1, "e2d": 3, "random": 1}
+    assert dict(zip(g["method"], g["place"], strict=True)) == {"rded": 1, "sre2l": 1, "e2d": 3, "random": 1}
+
+
+def test_a_rank_is_shared_where_seeds_cannot_separate() -> None:
+    g = groups(collect([*seeds("rded", 44, 50, 47), *seeds("sre2l", 43, 49, 46), *seeds("e2d", 29, 31, 30)]))
+    assert g["rank"].tolist() == [1, 1, 3] and g["place"].tolist() == [1, 2, 3]
+    assert pd.isna(g["p"][0]) and g["p"][1] > 0.5 and g["p"][2] < 0.01
+
+
+def test_a_chain_of_small_steps_is_not_a_tie() -> None:
+    g = groups(collect([*seeds("rded", 40, 41, 42), *seeds("sre2l", 38.8, 39.8, 40.8), *seeds("e2d", 37, 38, 39)]))
+    assert g["rank"].tolist() == [1, 1, 3], "the third is tested against the first, not against its neighbour"
+
+
+@given(
+    a=st.lists(st.floats(0, 100), min_size=1, max_size=6),
+    b=st.lists(st.floats(0, 100), min_size=2, max_size=6),
+)
+def test_separation_is_the_t_test_of_scipy(a: list[float], b: list[float]) -> None:
+    one, two = summarise(a), summarise(b)
+    assert one.mean is not None and two.mean is not None
+    assume(((one.sd or 0) > 1e-3 and (two.sd or 0) > 1e-3) or (len(a) == 1 and (two.sd or 0) > 1e-3))
+    expected = stats.ttest_ind(a, b, equal_var=len(a) == 1).pvalue
+    found = separation((one.mean, one.sd, one.n), (two.mean, two.sd, two.n))
+    assert found == pytest.approx(expected, rel=1e-6, abs=1e-12)
+
+
+def test_two_single_seeds_are_not_separated_and_samples_without_spread_are_surely() -> None:
+    assert separation((90.0, None, 1), (10.0, None, 1)) is None
+    assert groups(collect([record("rded", accuracy=90.0), record("e2d", accuracy=10.0)]))["rank"].tolist() == [1, 1]
+    assert separation((90.0, 0.0, 3), (10.0, 0.0, 3)) == 0.0
+    assert separation((10.0, 0.0, 3), (10.0, 0.0, 3)) == 1.0
 
 
 def test_best_epoch_stands_beside_and_is_never_the_accuracy() -> None:

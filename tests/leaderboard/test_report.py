@@ -194,12 +194,12 @@ def test_numbers_of_papers_stand_beside_rows_and_a_new_table_of_them_makes_a_new
     papers, out = tmp_path / "papers.csv", tmp_path / "out"
     header = report.PUBLISHED.read_text().splitlines()[0]
     for value in ("41.5", "30"):
-        line = f"RDED,imagenet1k,224,10,ResNet18,ResNet18,soft-fkd,top1,{value},,%,t,w,read"
+        line = f"RDED,imagenet1k,224,10,ResNet18,ResNet18,soft-fkd,top1,{value},,%,t,w,read,,"
         papers.write_text(f"{header}\n{line}\n")
         report.main(["--store", str(store.root), "--out", str(out), "--published", str(papers)])
         with (out / "all" / "accuracy.csv").open() as file:
             (row,) = csv.DictReader(file)
-        assert (row["published_low"], row["agrees"]) == (value, "yes" if value == "41.5" else "no")
+        assert (row["published_low"], row["verdict"]) == (value, "reproduced" if value == "41.5" else "above")
     with pytest.raises(UserError, match="no such file of published numbers"):
         report.main(["--store", str(store.root), "--published", str(tmp_path / "nowhere.csv")])
 

@@ -12,6 +12,7 @@ import shlex
 import sys
 from collections import Counter
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,7 @@ from suite.store.retries import KINDS as FAILURE_KINDS
 
 if TYPE_CHECKING:
     from suite.cluster.query import Task
+    from suite.cluster.runs import Run
 
 _FIRST = 5
 
@@ -122,7 +124,12 @@ def stages_in_flight(launch: Launch) -> dict[int, Task]:
     from suite.cluster.runs import recent_runs
 
     runs = [r for r in recent_runs(launch.store) if r.cluster == "slurm"]
-    nodes = in_flight(runs, live_tasks()) if runs else {}
+    tasks = live_tasks() if runs else []
+    nodes = in_flight(runs, tasks)
+    jobs = {t.name: t.job for t in tasks}
+    for run in runs:
+        if adopted := run.adopt(jobs):
+            say(f"adopted {plural(adopted, 'array')} of run {run.id}, whose launch ended before it knew their ids")
     stages = launch.plan.stages
     return {
         t.index: task
@@ -241,18 +248,31 @@ def start(launch: Launch) -> int:
         with progress_bar(len(stages), launch.plan.name) as advance:
             run_local(run, waves, stages, launch.store, launch.profile, lambda fresh: advance(len(fresh)))
         return finish(launch)
-    from suite.cluster.slurm import submit
+    from suite.cluster.slurm import PATIENCE, submit
 
     flying = {(launch.plan.stages[i].kind, launch.plan.stages[i].key): task for i, task in launch.flying.items()}
-    arrays = submit(run, waves, stages, launch.profile, flying)
-    tasks = plural(sum(len(a.packs) for a in arrays), "task")
-    jobs = " ".join(str(a.job) for a in arrays)
-    say(f"submitted {plural(len(stages), 'stage')} as {tasks} in {plural(len(arrays), 'array')}: jobs {jobs}")
-    say(f"cancel with: scancel {jobs}")
+    try:
+        submit(run, waves, stages, launch.profile, flying, patience=inf if launch.arguments.wait else PATIENCE)
+    finally:  # interrupted, too: what is submitted goes on
+        print_submitted(launch, run)
     if launch.arguments.wait:
         return wait(launch)
     say(f"next: {launch.command('suite.status')}")
     return 0
+
+
+def print_submitted(launch: Launch, run: Run) -> None:
+    """What a run has in Slurm, and how to cancel it."""
+    arrays = [a for a in run.arrays if a.job is not None]
+    if arrays:
+        stages = plural(sum(len(p) for a in arrays for p in a.packs), "stage")
+        tasks = plural(sum(bool(p) for a in arrays for p in a.packs), "task")
+        jobs = " ".join(str(a.job) for a in arrays)
+        say(f"submitted {stages} as {tasks} in {plural(len(arrays), 'array')}: jobs {jobs}")
+        say(f"cancel with: scancel {jobs}")
+    for array in run.arrays:
+        if array.job is None:
+            say(f"perhaps submitted, too: scancel --name={array.name}; {launch.command('suite.launch')} finds it")
 
 
 def wait(launch: Launch) -> int:

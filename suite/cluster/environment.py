@@ -45,7 +45,7 @@ def worker_environment(profile: Profile, caller: dict[str, str]) -> dict[str, st
 
 @contextmanager
 def as_worker(profile: Profile, **more: str) -> Iterator[None]:
-    """Give this process the workers' environment while it submits: submitit and sbatch pass theirs on."""
+    """Give this process the workers' environment while it starts a local one: submitit passes it on."""
     before = dict(os.environ)
     after = worker_environment(profile, before) | more
     os.environ.clear()

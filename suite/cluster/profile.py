@@ -19,6 +19,11 @@ from suite.grid.yaml_strict import Document, load_yaml
 from suite.spec.datasets import REGISTRY, dataset
 from suite.spec.stages import KINDS, Stage
 
+#: sbatch options that the suite sets itself, and one with which jobs would not be found again.
+_OURS = frozenset({
+    "array", "dependency", "job-name", "output", "error", "open-mode", "export", "signal", "wrap", "wait", "parsable",
+    "kill-on-invalid-dep", "test-only", "clusters",
+})  # fmt: skip
 #: submitit counts every job with a limit of ten minutes or less as timed out from its first second.
 MIN_MINUTES = 15
 _CLOCK = re.compile(r"(?:(\d{1,3})-)?(\d{1,3}):(\d{2}):(\d{2})")
@@ -100,6 +105,9 @@ class Profile(Resources):
         stages: Overrides by stage kind (`teacher`) or kind and dataset base (`evaluation:imagenet1k`).
         max_array: Largest array to submit; the site's own MaxArraySize counts too.
         max_in_flight: Tasks of one array that run at once.
+        in_flight_per_run: Tasks of one launch that wait or run at once; by default no limit but the site's.
+        in_flight_per_user: The same for all tasks of this user.
+        max_submissions: Calls of sbatch in one launch; packs grow until it fits.
         setup: Shell lines before the worker starts (modules, environments); Slurm only.
         store: Root of the store.
         sources: Where raw datasets lie, by dataset base.
@@ -117,6 +125,9 @@ class Profile(Resources):
     stages: dict[str, Resources] = Field(default_factory=dict)
     max_array: Annotated[int, Field(ge=1, le=1_000_000)] = 1000
     max_in_flight: Annotated[int, Field(ge=1, le=100_000)] = 64
+    in_flight_per_run: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    in_flight_per_user: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    max_submissions: Annotated[int, Field(ge=1, le=10_000)] = 100
     setup: tuple[Line, ...] = Field(default=(), strict=False)
     store: Location = "results/store"
     sources: dict[str, Location] = Field(default_factory=dict)
@@ -137,6 +148,12 @@ class Profile(Resources):
                 raise ValueError(f"stages.{name}: no stage kind {kind!r} - {did_you_mean(kind, KINDS)}")
             if base and base not in REGISTRY:
                 raise ValueError(f"stages.{name}: no dataset {base!r} - {did_you_mean(base, REGISTRY)}")
+        for place, more in [
+            ("sbatch", self.sbatch),
+            *((f"stages.{n}.sbatch", r.sbatch) for n, r in self.stages.items()),
+        ]:
+            if taken := sorted({name.replace("_", "-") for name in more or ()} & _OURS):
+                raise ValueError(f"{place}.{taken[0]}: the suite sets this option itself")
         for base in self.sources:
             if base not in REGISTRY:
                 raise ValueError(f"sources.{base}: no dataset {base!r} - {did_you_mean(base, REGISTRY)}")

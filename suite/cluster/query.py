@@ -15,6 +15,8 @@ from suite.errors import InfraError
 TIMEOUT = 30.0
 #: Slurm's own default, assumed where `scontrol` does not say.
 DEFAULT_MAX_ARRAY = 1001
+#: Variables of Slurm's own commands.
+_SHAPES = ("SLURM_", "SQUEUE_", "SACCT_", "SCONTROL_", "SCANCEL_", "SINFO_")
 _FORMAT = "%F|%K|%T|%r|%j"
 #: Listed by squeue for a while although nothing of them will run any more.
 _OVER = frozenset({
@@ -62,13 +64,30 @@ def call(command: Sequence[str], timeout: float = TIMEOUT) -> str:
     if shutil.which(command[0]) is None:
         raise QueryFailed(f"no {command[0]} on this machine", hint="run on a login node, or use `--profile local`")
     try:
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=timeout, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=timeout, check=False, env=_environment()
+        )
     except subprocess.TimeoutExpired as error:
         raise QueryFailed(f"{command[0]} did not answer within {timeout:g} s") from error
     if done.returncode:
         text = done.stderr.strip() or f"exit status {done.returncode}"
         raise QueryFailed(f"{command[0]}: {text.splitlines()[0]}")
     return done.stdout
+
+
+def _environment() -> dict[str, str]:
+    """This process's environment without what narrows or reformats answers (`SQUEUE_STATES`, `SLURM_CLUSTERS`)."""
+    return {k: v for k, v in os.environ.items() if k == "SLURM_CONF" or not k.startswith(_SHAPES)}
+
+
+def jobs_named(name: str) -> list[str]:
+    """Ids of this user's jobs of one name, those that ended a moment ago included.
+
+    Raises:
+        QueryFailed: If Slurm does not answer.
+    """
+    words = ["squeue", "--noheader", f"--user={os.getuid()}", f"--name={name}", "--states=all", "--format=%F"]
+    return sorted({line.strip() for line in call(words).splitlines() if line.strip().isdigit()}, key=int)
 
 
 def parse_squeue(text: str) -> list[Task]:

@@ -4,6 +4,7 @@
     settings.json   what workers need to know about the place
     stages.jsonl    line i is stage i of this run
     jobs.json       the arrays: names, packs, and job ids once Slurm has given them
+    adopted.json    job ids that a later launch found by the names, if this one died before it wrote them down
     logs/           what workers printed, and submitit's own files
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import json
 import secrets
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -70,9 +72,27 @@ class Run:
         return self.path / "logs"
 
     def save(self) -> None:
-        """Write `jobs.json`."""
+        """Write `jobs.json`, durably: before every submission and after it."""
         body = {"schema": 1, "run": self.id, "cluster": self.cluster, "arrays": [asdict(a) for a in self.arrays]}
-        write_json(self.path / "jobs.json", body)
+        write_bytes(self.path / "jobs.json", (json.dumps(body, sort_keys=True) + "\n").encode())
+
+    def adopt(self, jobs: Mapping[str, str]) -> int:
+        """Take over job ids of arrays whose launch died before it wrote them down.
+
+        They go into a file of their own: a launch that lives after all may be writing `jobs.json`.
+
+        Args:
+            jobs: Job ids by name, as Slurm knows them.
+
+        Returns:
+            How many arrays were adopted.
+        """
+        found = {a.name: jobs[a.name] for a in self.arrays if a.job is None and a.name in jobs}
+        if found:
+            write_json(self.path / "adopted.json", found | _adopted(self.path))
+            for array in self.arrays:
+                array.job = array.job or found.get(array.name)
+        return len(found)
 
 
 def create_run(store: Store, name: str, stages: list[Stage], profile: Profile) -> Run:
@@ -94,11 +114,21 @@ def create_run(store: Store, name: str, stages: list[Stage], profile: Profile) -
     return run
 
 
+def _adopted(path: Path) -> dict[str, str]:
+    try:
+        return dict(read_json(path / "adopted.json"))
+    except FileNotFoundError:
+        return {}
+
+
 def load_run(path: Path) -> Run | None:
     """Read a run's directory; None if its launch did not get as far as naming its jobs."""
     try:
         body: Any = read_json(path / "jobs.json")
         run = Run(path, body["cluster"], [Array(**a) for a in body["arrays"]])
+        adopted = _adopted(path)
+        for array in run.arrays:
+            array.job = array.job or adopted.get(array.name)
         with (path / "stages.jsonl").open() as lines:
             run.keys = [(s["kind"], s["key"]) for s in map(json.loads, lines)]
     except (OSError, ValueError, KeyError, TypeError):

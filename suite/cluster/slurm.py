@@ -1,35 +1,30 @@
-"""Submitting to Slurm through submitit: one array for each wave, held by `afterany` on what its inputs come from.
+"""Submitting to Slurm through submitit: arrays in the order of stages, held by what their inputs come from.
 
 Never `afterok` on an array: one failed task would hold up everything behind it. Workers check their own inputs.
 """
 
 from __future__ import annotations
 
-import io
-import os
-import shlex
 import shutil
-import time
-from collections.abc import Mapping, Sequence
-from contextlib import redirect_stderr
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping, Sequence
 
-from suite.cluster.environment import as_worker
-from suite.cluster.pack import Pack
+from suite.cluster.arrays import Draft, all_ancestors, direct_inputs, make_drafts
 from suite.cluster.profile import Profile
-from suite.cluster.query import Task, call, max_array_size
+from suite.cluster.query import Task, max_array_size
 from suite.cluster.runs import Array, Run
+from suite.cluster.sbatch import REQUEUES, NoRoom, Refused, job_environment, sbatch, write_script
+from suite.cluster.show import plural
+from suite.cluster.task import write_packs
 from suite.cluster.waves import Wave
-from suite.errors import InfraError
-from suite.spec.stages import Stage, input_kind
+from suite.cluster.window import PATIENCE, Window
+from suite.errors import InfraError, UserError
+from suite.spec.stages import Stage
 
-if TYPE_CHECKING:
-    from submitit import SlurmExecutor
-
-#: Answers of sbatch after which it is worth asking again, and how long to wait before each try.
-_TRANSIENT = ("timed out", "unable to contact", "try again", "temporarily", "communication")
-_WAITS = (2.0, 5.0, 15.0)
-_MAX_REQUEUES = 20
+Node = tuple[str, str]
+#: A dependency names single tasks of an array up to this many of them.
+_NAMED = 8
+#: Taken for the time limit of a task where the profile leaves it to Slurm: nothing is then counted as a timeout.
+_UNLIMITED_MINUTES = 60 * 24 * 365
 
 
 class CannotSubmit(InfraError):
@@ -43,16 +38,20 @@ def submit(
     waves: Sequence[Wave],
     stages: Sequence[Stage],
     profile: Profile,
-    flying: Mapping[tuple[str, str], Task] | None = None,
+    flying: Mapping[Node, Task] | None = None,
+    avoid: Sequence[str] = (),
+    patience: float = PATIENCE,
 ) -> list[Array]:
     """Submit waves as arrays.
 
     Args:
-        run: The run directory; its `jobs.json` names every array before the first is submitted.
+        run: The run directory; its `jobs.json` names every array before it is submitted.
         waves: In the order of `KINDS`.
         stages: The stages of the run.
         profile: The site.
-        flying: Stages that earlier runs have in flight; what needs them waits for their jobs.
+        flying: Stages that earlier runs have in flight; what needs them waits for their tasks.
+        avoid: Nodes that no task may run on.
+        patience: Seconds to wait for room where the site, or the profile, limits tasks in flight.
 
     Returns:
         The arrays, with job ids.
@@ -63,80 +62,110 @@ def submit(
     """
     if shutil.which("sbatch") is None:
         raise CannotSubmit("no sbatch on this machine", hint="run on a login node, or use `--profile local`")
+    if "%" in str(run.path):
+        raise UserError("Slurm replaces % in the names of logs", where=str(run.path), hint="choose another store")
     limit = min(profile.max_array, max_array_size())
-    chunks = [(wave, wave.packs[start : start + limit]) for wave in waves for start in range(0, len(wave.packs), limit)]
-    run.arrays = [
-        Array(f"suite-{run.id}-{number:02d}-{wave.kind}", wave.kind, [list(p) for p in packs])
-        for number, (wave, packs) in enumerate(chunks)
-    ]
-    run.save()
-    producers = {node: task.job for node, task in (flying or {}).items()}
-    for done, (array, (wave, packs)) in enumerate(zip(run.arrays, chunks, strict=True)):
-        members = [stages[i] for pack in packs for i in pack]
-        needed = {(input_kind(role), key) for stage in members for role, key in stage.inputs.items()}
-        jobs = sorted({producers[n] for n in needed if n in producers}, key=int)
+    drafts = make_drafts(waves, stages, limit, profile.max_submissions)
+    submission = _Submission(run, stages, profile, dict(flying or {}), avoid, Window(run.id, profile, patience))
+    for number, draft in enumerate(drafts):
         try:
-            array.job = _submit_array(run, array, wave, packs, profile, jobs)
+            submission.submit(number, draft)
         except InfraError as error:
-            kind = InfraError if done else CannotSubmit
-            hint = f"{done} of {len(chunks)} arrays are submitted; the same command submits the rest" if done else ""
-            raise kind(error.what, where=array.name, hint=hint) from error
-        run.save()
-        producers |= {(s.kind, s.key): array.job for s in members}
+            if not any(a.job for a in run.arrays):
+                raise CannotSubmit(error.what, where=draft.wave.kind, hint=error.hint) from error
+            left = sum(len(p) for d in drafts[number:] for p in d.packs.values()) - submission.partly
+            hint = f"{plural(left, 'stage')} not submitted, the others are; the same command submits them"
+            raise InfraError(error.what, where=draft.wave.kind, hint=hint) from error
     return run.arrays
 
 
-def _submit_array(
-    run: Run, array: Array, wave: Wave, packs: Sequence[tuple[int, ...]], profile: Profile, after: Sequence[str]
-) -> str:
-    from submitit import SlurmExecutor
-    from submitit.core.utils import FailedJobError, FailedSubmissionError
+class _Submission:
+    """What a launch has submitted so far, and where each stage will come from.
 
-    folder = run.logs / array.name
-    work = [Pack(str(run.path), tuple(p)) for p in packs]
-    for wait in (*_WAITS, None):
+    Attributes:
+        partly: Stages of the draft at hand that are submitted already.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        stages: Sequence[Stage],
+        profile: Profile,
+        flying: Mapping[Node, Task],
+        avoid: Sequence[str],
+        window: Window,
+    ) -> None:
+        self.run, self.stages, self.profile, self.avoid, self.window = run, stages, profile, avoid, window
+        self.producers: dict[Node, tuple[str, int]] = {node: (t.job, t.index) for node, t in flying.items()}
+        self.sizes: dict[str, int] = {}
+        self.jobs: dict[tuple[int, int], str] = {}  # (number of a draft, index): job id
+        self.ancestors = all_ancestors(stages)
+        self.environment = job_environment(profile)
+        self.partly = 0
+
+    def submit(self, number: int, draft: Draft) -> None:
+        """Submit an array, in pieces where there is no room for all of it."""
+        self.partly = 0
+        for followed, indices in self._pieces(draft):
+            left = indices
+            while left:
+                piece = left[: self.window.room(len(left))]
+                try:
+                    self._array(number, draft, piece, followed)
+                except NoRoom as error:
+                    self.window.refused(len(piece), error)
+                    continue
+                self.window.accepted(len(piece))
+                left = left[len(piece) :]
+
+    def _pieces(self, draft: Draft) -> Iterator[tuple[str | None, list[int]]]:
+        """Indices of an array by the job whose tasks they follow; that array may have been submitted in pieces."""
+        if draft.follows is None:
+            yield None, sorted(draft.packs)
+            return
+        groups: dict[str, list[int]] = {}
+        for index in sorted(draft.packs):
+            groups.setdefault(self.jobs[draft.follows, index], []).append(index)
+        yield from groups.items()
+
+    def _array(self, number: int, draft: Draft, indices: list[int], followed: str | None) -> None:
+        kind = draft.wave.kind
+        name = f"suite-{self.run.id}-{len(self.run.arrays):02d}-{kind}"
+        packs = [list(draft.packs[i]) if i in set(indices) else [] for i in range(max(indices) + 1)]
+        folder = self.run.logs / name
+        folder.mkdir(exist_ok=True)
+        write_packs(folder, self.run.path, packs, draft.wave.resources.time or _UNLIMITED_MINUTES, REQUEUES)
+        script = write_script(
+            folder, name, indices, draft.wave.resources, self.profile, self._dependency(packs, followed), self.avoid
+        )
+        array = Array(name, kind, packs)
+        self.run.arrays.append(array)
+        self.run.save()  # the intent: from here on the job is found by its name, whatever happens to this process
         try:
-            with as_worker(profile), redirect_stderr(io.StringIO()):  # submitit repeats sbatch's complaint there
-                executor = SlurmExecutor(folder, max_num_timeout=_MAX_REQUEUES, python=shlex.quote(profile.python))
-                _set_parameters(executor, array, wave, profile, after)
-                return str(executor.submit_array(work)[0].job_id).partition("_")[0]
-        except (FailedJobError, FailedSubmissionError) as error:
-            text = _first_complaint(str(error))
-            if wait is None or not any(word in text.lower() for word in _TRANSIENT):
-                raise InfraError(f"sbatch: {text}") from error
-        time.sleep(wait)
-        _cancel_orphan(array)
-    raise AssertionError("unreachable")  # pragma: no cover
+            array.job = sbatch(script, name, self.environment)
+        except (NoRoom, Refused):
+            self.run.arrays.remove(array)
+            self.run.save()
+            raise
+        self.run.save()
+        self.sizes[array.job] = len(indices)
+        for index in indices:
+            self.jobs[number, index] = array.job
+            self.partly += len(packs[index])
+            for i in packs[index]:
+                self.producers[self.stages[i].kind, self.stages[i].key] = array.job, index
 
-
-def _cancel_orphan(array: Array) -> None:
-    """After a lost answer the job may exist all the same; its pickles have no place, so it could only fail."""
-    call(["scancel", f"--user={os.getuid()}", f"--name={array.name}"])
-
-
-def _set_parameters(executor: SlurmExecutor, array: Array, wave: Wave, profile: Profile, after: Sequence[str]) -> None:
-    r = wave.resources
-    more: dict[str, Any] = {"export": "ALL", "requeue": True, **(r.sbatch or {})}
-    if after:
-        more["dependency"] = "afterany:" + ":".join(after)
-    cpus = {"cpus_per_task": r.cpus_per_task} if r.cpus_per_task else {}
-    gres = {"gres": ":".join(["gpu", *([r.gpu_type] if r.gpu_type else []), str(r.gpus)])} if r.gpus else {}
-    named = {"partition": r.partition, "account": r.account, "qos": r.qos, "mem": r.mem, "time": r.time}
-    executor.update_parameters(
-        job_name=array.name,
-        wckey=None,  # submitit's default key is refused by sites that track keys
-        array_parallelism=profile.max_in_flight,
-        setup=list(profile.setup) or None,
-        # srun does not inherit this from sbatch since Slurm 22.05.
-        srun_args=[f"--cpus-per-task={r.cpus_per_task}"] if r.cpus_per_task else None,
-        additional_parameters=more,
-        **{k: v for k, v in named.items() if v is not None},
-        **cpus,
-        **gres,
-    )
-
-
-def _first_complaint(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    told = [line for line in lines if "error:" in line.lower() and "subprocess" not in line.lower()]
-    return (told or lines or ["no answer"])[0]
+    def _dependency(self, packs: Sequence[Sequence[int]], followed: str | None) -> str:
+        """What an array waits for: the tasks that its inputs come from, by whatever end, or one task a task."""
+        needed: dict[str, set[int]] = {}
+        for own, position in ((own, i) for own, pack in enumerate(packs) for i in pack):
+            for node in direct_inputs(self.stages[position], self.ancestors):
+                if node in self.producers and self.producers[node] != (followed, own):
+                    job, index = self.producers[node]
+                    needed.setdefault(job, set()).add(index)
+        ends = []
+        for job, indices in sorted(needed.items(), key=lambda item: int(item[0])):
+            single = len(indices) <= _NAMED and len(indices) < self.sizes.get(job, len(indices) + 1)
+            ends += [f"{job}_{i}" for i in sorted(indices)] if single else [job]
+        parts = [f"afterany:{':'.join(ends)}"] if ends else []
+        return ",".join([*parts, *([f"aftercorr:{followed}"] if followed else [])])

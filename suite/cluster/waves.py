@@ -6,8 +6,8 @@ of loader compilation. Neighbours share a dataset and a teacher, so that decoded
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from suite.cluster.profile import Profile, Resources
@@ -34,11 +34,15 @@ class Wave:
         kind: Their kind.
         resources: What one task asks for.
         packs: Positions of stages, one tuple a process.
+        seconds: Estimated duration of each stage, by position.
+        longest: Seconds that a pack of several stages may take by estimate.
     """
 
     kind: str
     resources: Resources
     packs: tuple[tuple[int, ...], ...]
+    seconds: Mapping[int, float] = field(default_factory=dict)
+    longest: float = 0.0
 
     @property
     def stages(self) -> list[int]:
@@ -66,8 +70,14 @@ def make_waves(stages: Sequence[Stage], profile: Profile, seconds: Sequence[floa
     waves = []
     for (kind, _), (wanted, members) in sorted(classes.items(), key=lambda item: item[0]):
         members.sort(key=lambda i: (_neighbourhood(stages[i]), i))
-        packs = _packs(members, [cost[i] for i in members], KINDS[kind], wanted, profile)
-        waves.append(Wave(KINDS[kind], wanted, tuple(packs)))
+        each = {i: cost[i] for i in members}
+        # Estimates are coarse: a pack stays well below the time limit of its task.
+        longest = min(profile.pack_minutes, wanted.time / 4 if wanted.time else profile.pack_minutes) * 60.0
+        if profile.cluster == "local":
+            packs = even(members, each, profile.slots)
+        else:
+            packs = filled(members, each, 0.0 if KINDS[kind] in _ALONE else longest)
+        waves.append(Wave(KINDS[kind], wanted, tuple(packs), each, longest))
     return waves
 
 
@@ -78,25 +88,12 @@ def _neighbourhood(stage: Stage) -> tuple[str, ...]:
     return s.dataset, teachers, getattr(s, "method", ""), getattr(s, "student", "")
 
 
-def _packs(
-    members: list[int], seconds: list[float], kind: str, wanted: Resources, profile: Profile
-) -> Iterator[tuple[int, ...]]:
-    if profile.cluster == "local":
-        yield from _even(members, seconds, profile.slots)
-    elif kind in _ALONE:
-        yield from ((i,) for i in members)
-    else:
-        # Estimates are coarse: a pack stays well below the time limit of its task.
-        limit = min(profile.pack_minutes, wanted.time / 4 if wanted.time else profile.pack_minutes)
-        yield from _filled(members, seconds, limit * 60.0)
-
-
-def _even(members: list[int], seconds: list[float], parts: int) -> Iterator[tuple[int, ...]]:
+def even(members: Sequence[int], seconds: Mapping[int, float], parts: int) -> Iterator[tuple[int, ...]]:
     """At most `parts` runs of neighbours of about equal duration."""
-    total, pack, spent, given = sum(seconds), [], 0.0, 0
-    for place, (member, cost) in enumerate(zip(members, seconds, strict=True)):
+    total, pack, spent, given = sum(seconds[i] for i in members), [], 0.0, 0
+    for place, member in enumerate(members):
         pack.append(member)
-        spent += cost
+        spent += seconds[member]
         left = len(members) - place - 1
         full = spent >= total * (given + 1) / parts or left <= parts - given - 1
         if full and given < parts - 1 and left:
@@ -106,16 +103,16 @@ def _even(members: list[int], seconds: list[float], parts: int) -> Iterator[tupl
         yield tuple(pack)
 
 
-def _filled(members: list[int], seconds: list[float], limit: float) -> Iterator[tuple[int, ...]]:
+def filled(members: Sequence[int], seconds: Mapping[int, float], limit: float) -> Iterator[tuple[int, ...]]:
     """Runs of neighbours that fill a task up to a limit; a stage that is longer has a task of its own."""
     pack: list[int] = []
     spent = 0.0
-    for member, cost in zip(members, seconds, strict=True):
-        if pack and spent + cost > limit:
+    for member in members:
+        if pack and spent + seconds[member] > limit:
             yield tuple(pack)
             pack, spent = [], 0.0
         pack.append(member)
-        spent += cost
+        spent += seconds[member]
     if pack:
         yield tuple(pack)
 

@@ -77,14 +77,14 @@ def test_a_preempted_task_is_requeued_and_finishes(slurm_cluster: SlurmCluster, 
     job = jobs(store)[0]["job"]
     deadline = time.monotonic() + 60
     log = next((store / "runs" / "tiny").iterdir()) / "logs"
-    while not any("prepare" in p.read_text() for p in log.glob(f"*/{job}_0_log.out")):
+    while not any("prepare" in p.read_text() for p in log.glob(f"*/{job}_0_0_log.out")):
         assert time.monotonic() < deadline
         time.sleep(0.1)
     slurm_cluster.call("scancel", "--signal=USR2", job)
     done = slurm_cluster.launch(grid, store, "--wait")
     assert done.returncode == 0, done.stdout + done.stderr
-    text = "".join(p.read_text() for p in log.glob(f"*/{job}_0_log.err"))
-    assert "Requeued job" in text + "".join(p.read_text() for p in log.glob(f"*/{job}_0_log.out"))
+    text = "".join(p.read_text() for p in log.glob(f"*/{job}_0_0_log.err"))
+    assert "Requeued job" in text + "".join(p.read_text() for p in log.glob(f"*/{job}_0_0_log.out"))
     restarts = slurm_cluster.call("sacct", "-X", "-n", "-P", "--duplicates", "-o", "State", "-j", job).split()
     assert "COMPLETED" in restarts and len(restarts) >= 2
 

@@ -139,3 +139,26 @@ def run(module: str, *words: object, timeout: float = 240, **environment: str) -
         env=os.environ | environment,
         check=False,
     )
+
+
+def toy_grid(folder: Path, seeds: int, ipc: int = 1, name: str = "toy") -> Path:
+    """A grid file of 1 + 2 x seeds x ipc stages: `random` draws for each seed and IPC."""
+    text = TINY.replace("name: tiny", f"name: {name}").replace("seeds: [0]", f"seeds: {list(range(seeds))}")
+    path = folder / f"{name}.yaml"
+    path.write_text(text.replace("ipc: [1]", f"ipc: {list(range(1, ipc + 1))}"))
+    return path
+
+
+def toy_profile(folder: Path, **fields: object) -> Path:
+    """A profile of the test cluster whose workers compute nothing (see `toy_worker`)."""
+    import yaml
+
+    interpreter = folder / "toy-python"
+    interpreter.write_text(f'#!/bin/sh\nexec {sys.executable} {ROOT / "tests" / "cluster" / "toy_worker.py"} "$@"\n')
+    interpreter.chmod(0o755)
+    body = yaml.safe_load((ROOT / "slurm" / "testcluster.yaml").read_text())
+    body |= {"python": str(interpreter), "mem": "300M", "gpus": 0, "pack_minutes": 1} | fields
+    body.pop("gpu_type")
+    path = folder / "toy-profile.yaml"
+    path.write_text(yaml.safe_dump(body))
+    return path

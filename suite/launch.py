@@ -16,21 +16,26 @@ from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from suite.cluster.cancelled import cancelled_stages, forget, grid_runs, note_awaited
 from suite.cluster.profile import Profile, find_profile, load_profile
 from suite.cluster.reconcile import Reconciled, Todo, clear_published, reconcile
 from suite.cluster.show import clean, plural, say, size, table
 from suite.errors import Parser, UserError, guarded
 from suite.grid import MAX_CELLS, Plan, estimate, load_plan
 from suite.grid.expand import describe
+from suite.grid.subset import subset
 from suite.spec.datasets import dataset
 from suite.spec.stages import KINDS, Stage
 from suite.store import Store
 from suite.store.retries import KINDS as FAILURE_KINDS
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from suite.cluster.query import Task
     from suite.cluster.runs import Run
 
+_ONLY = "some of the cells, and what they need: method=e2d,ipc=10; an axis may be named twice, and so may the flag"
 _FIRST = 5
 
 
@@ -48,19 +53,30 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--store", metavar="DIR", help="root of the store, instead of the profile's")
     parser.add_argument("--slots", type=int, metavar="N", help="local processes at once, instead of the profile's")
     parser.add_argument("--max-cells", type=int, default=MAX_CELLS, metavar="N", help="refuse grids with more cells")
+    parser.add_argument("--max-in-flight", type=int, metavar="N", help="tasks of an array at once, not the profile's")
+    parser.add_argument("--only", action="append", default=[], metavar="AXIS=VALUE,...", help=_ONLY)
     parser.add_argument("--wait", action="store_true", help="Slurm: stay until the stages are published")
     parser.add_argument(
         "--retry",
         nargs="+",
         default=[],
-        choices=FAILURE_KINDS,
+        choices=(*FAILURE_KINDS, "cancelled"),
         metavar="KIND",
-        help="run stages again that are held back since they failed in this way",
+        help="run stages again that are held back since they failed in this way, or were cancelled",
     )
+    parser.add_argument("--cancel", action="store_true", help="Slurm: cancel this grid's jobs, and submit nothing")
+    parser.add_argument("--yes", action="store_true", help="cancel without asking")
     parser.add_argument("--list", action="store_true", help="print every method with its paper and defaults")
     arguments = parser.parse_args(argv)
     if arguments.grid is None and not arguments.list:
         parser.error("a grid is needed, e.g. grids/quickstart.yaml")
+    actions = [f for f in ("list", "cancel", "dry_run", "wait") if getattr(arguments, f)]
+    if len(actions) > 1:
+        parser.error(f"--{actions[0]} and --{actions[1]} exclude each other".replace("_", "-"))
+    if arguments.cancel and arguments.retry:
+        parser.error("--cancel and --retry exclude each other")
+    if arguments.yes and not arguments.cancel:
+        parser.error("--yes goes with --cancel")
     return arguments
 
 
@@ -86,6 +102,8 @@ class Launch:
         words = ["python", "-m", module, str(a.grid)]
         if a.variant is not None:
             words += ["--variant", a.variant]
+        if module != "suite.report":
+            words += [word for only in a.only for word in ("--only", only)]
         if module == "suite.report":  # reads a store and knows no profiles
             return shlex.join([*words, "--store", self.profile.store])
         if a.profile != "local":
@@ -101,13 +119,18 @@ def main() -> int:
 
         list_methods()
         return 0
-    profile = load_profile(find_profile(arguments.profile), store=arguments.store, slots=arguments.slots)
-    plan = load_plan(arguments.grid, variant=arguments.variant, max_cells=arguments.max_cells)
+    a = arguments
+    profile = load_profile(find_profile(a.profile), store=a.store, slots=a.slots, max_in_flight=a.max_in_flight)
+    plan = subset(load_plan(a.grid, variant=a.variant, max_cells=a.max_cells), a.only)
     store = Store(Path(profile.store).absolute())
-    state = reconcile(plan, store, arguments.retry)
-    launch = Launch(arguments, plan, profile, store, state, {})
-    if profile.cluster == "slurm" and not arguments.dry_run and state.todo:
-        launch.flying = stages_in_flight(launch)
+    if a.cancel:
+        from suite.cluster.cancel import cancel_grid
+
+        return cancel_grid(plan, profile, store, only=bool(a.only), yes=a.yes)
+    state = reconcile(plan, store, a.retry, cancelled_stages(store, plan.name))
+    launch = Launch(a, plan, profile, store, state, {})
+    if profile.cluster == "slurm" and not a.dry_run and state.todo:
+        ask_slurm(launch)
     print_plan(launch)
     if arguments.dry_run:
         say("dry run: nothing was submitted")
@@ -118,24 +141,38 @@ def main() -> int:
     return start(launch)
 
 
-def stages_in_flight(launch: Launch) -> dict[int, Task]:
-    """Positions of stages that earlier launches have waiting or running in Slurm."""
-    from suite.cluster.query import in_flight, live_tasks
+def ask_slurm(launch: Launch) -> None:
+    """Learn which stages earlier launches have waiting or running in Slurm, and which somebody cancelled."""
+    from suite.cluster.ended import note_scancelled
+    from suite.cluster.query import in_flight, user_tasks
     from suite.cluster.runs import recent_runs
 
-    runs = [r for r in recent_runs(launch.store) if r.cluster == "slurm"]
-    tasks = live_tasks() if runs else []
-    nodes = in_flight(runs, tasks)
-    jobs = {t.name: t.job for t in tasks}
+    plan, store = launch.plan, launch.store
+    runs = [r for r in recent_runs(store) if r.cluster == "slurm"]
+    if not runs:
+        return
+    tasks = user_tasks()
+    nodes = in_flight(runs, [t for t in tasks if t.live])
+    jobs = {t.name: t.job for t in tasks if t.live}
     for run in runs:
         if adopted := run.adopt(jobs):
             say(f"adopted {plural(adopted, 'array')} of run {run.id}, whose launch ended before it knew their ids")
-    stages = launch.plan.stages
-    return {
-        t.index: task
-        for t in launch.state.todo
-        if (task := nodes.get((stages[t.index].kind, stages[t.index].key))) is not None
-    }
+    open_nodes = {(s.kind, s.key): t.index for t in launch.state.todo for s in [plan.stages[t.index]]}
+    launch.flying = {index: task for node, index in open_nodes.items() if (task := nodes.get(node)) is not None}
+    if "cancelled" not in launch.arguments.retry:
+        mine = [r for r in runs if r.grid == plan.name]
+        stopped, note = note_scancelled(mine, open_nodes.keys() - nodes.keys(), tasks, store)
+        if note:
+            say(note)
+        if stopped:
+            known = cancelled_stages(store, plan.name)
+            launch.state = reconcile(plan, store, launch.arguments.retry, known)
+    others = {(t.job, t.index) for t in launch.flying.values() if not _submitted_by(plan.name, runs, t)}
+    note_awaited(store, plan.name, others)
+
+
+def _submitted_by(grid: str, runs: Sequence[Run], task: Task) -> bool:
+    return any(r.grid == grid and any(a.name == task.name for a in r.arrays) for r in runs)
 
 
 def print_plan(launch: Launch) -> None:
@@ -186,7 +223,8 @@ def print_reasons(plan: Plan, items: list[Todo], held: bool = False) -> None:
 def retry_hint(held: list[Todo]) -> str:
     """What runs stages again that are held back."""
     kinds = sorted({t.kind for t in held} - {""})
-    return f"they would fail again in the same way; `--retry {' '.join(kinds)}` runs them all the same"
+    why = "they were cancelled" if kinds == ["cancelled"] else "they would fail again in the same way"
+    return f"{why}; `--retry {' '.join(kinds)}` runs them all the same"
 
 
 def nothing_to_do(launch: Launch) -> int:
@@ -240,6 +278,7 @@ def start(launch: Launch) -> int:
     if moved := clear_published(launch.plan, launch.store, todo):
         say(f"moved {plural(moved, 'corrupt or superseded artifact')} into quarantine")
     run = create_run(launch.store, launch.plan.name, stages, launch.profile)
+    forget(grid_runs(launch.store, launch.plan.name), {(s.kind, s.key) for s in stages})
     say(f"run {run.id}: logs in {run.logs}")
     if launch.profile.cluster == "local":
         from suite.cluster.follow import progress_bar
@@ -293,7 +332,7 @@ def wait(launch: Launch) -> int:
 
 def finish(launch: Launch) -> int:
     """Say how a run ended: 0 if everything that the grid needs is published, else 1."""
-    state = reconcile(launch.plan, launch.store)
+    state = reconcile(launch.plan, launch.store, cancelled=cancelled_stages(launch.store, launch.plan.name))
     left = [*state.todo, *state.held]
     if not left:
         say(f"done: {plural(len(state.done), 'stage')} published")

@@ -8,9 +8,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
-from suite.cluster.query import QueryFailed, in_flight, live_tasks
+from suite.cluster.pace import Pace
+from suite.cluster.query import QueryFailed, Task, in_flight, live_tasks
 from suite.cluster.runs import Run
-from suite.cluster.show import say
+from suite.cluster.show import plural, say
 from suite.errors import InfraError
 from suite.spec.stages import Stage
 from suite.store import Store
@@ -18,6 +19,8 @@ from suite.store import Store
 _POLL, _MAX_POLL = 2.0, 30.0
 #: How long Slurm may be silent before following gives up (jobs go on).
 _SILENCE = 1800.0
+#: How long tasks may neither run nor wait in the queue before following gives up on them.
+_STALE = 1800.0
 _LINE_SECONDS = 30.0
 
 
@@ -52,7 +55,9 @@ def progress_bar(total: int, what: str) -> Iterator[Progress]:
     yield line
 
 
-def follow_slurm(runs: Sequence[Run], stages: Sequence[Stage], store: Store, advance: Progress) -> None:
+def follow_slurm(
+    runs: Sequence[Run], stages: Sequence[Stage], store: Store, advance: Progress, stale_after: float = _STALE
+) -> None:
     """Come back when every stage is published, or when Slurm has no task any more that would publish one.
 
     Args:
@@ -60,12 +65,15 @@ def follow_slurm(runs: Sequence[Run], stages: Sequence[Stage], store: Store, adv
         stages: What to wait for.
         store: Where it appears.
         advance: Called with the number of newly published stages.
+        stale_after: Seconds after which tasks that neither run nor wait in the queue (requeued and never started
+            again, on hold, in a state that nobody knows) are not waited for any longer.
 
     Raises:
-        InfraError: If Slurm does not answer for half an hour. The jobs go on.
+        InfraError: If Slurm does not answer for half an hour, or what is left is stale. The jobs go on.
     """
     waiting = {(s.kind, s.key) for s in stages}
-    pause, heard, empty = _POLL, time.monotonic(), 0
+    pace, empty = Pace(_POLL, _MAX_POLL), 0
+    heard = moved = time.monotonic()
     while True:
         published = {kind: store.published(kind) for kind in {kind for kind, _ in waiting}}
         fresh = {node for node in waiting if node[1] in published[node[0]]}
@@ -75,10 +83,24 @@ def follow_slurm(runs: Sequence[Run], stages: Sequence[Stage], store: Store, adv
         if not waiting or empty >= 2:
             return
         try:
-            empty = 0 if waiting & in_flight(runs, live_tasks()).keys() else empty + 1
+            tasks = in_flight(runs, live_tasks())
+            left = [tasks[node] for node in waiting & tasks.keys()]
+            empty = 0 if left else empty + 1
             heard = time.monotonic()
+            if fresh or not left or any(t.moving for t in left):
+                moved = heard
+            elif heard - moved > stale_after:
+                raise _stale(left, stale_after)
         except QueryFailed as error:
             if time.monotonic() - heard > _SILENCE:
                 raise InfraError(f"Slurm is silent: {error.what}", hint="jobs go on; see suite.status") from error
-        pause = _POLL if fresh or empty else min(pause * 1.5, _MAX_POLL)
-        time.sleep(pause)
+        time.sleep(pace.next(bool(fresh or empty)))
+
+
+def _stale(tasks: Sequence[Task], seconds: float) -> InfraError:
+    first = tasks[0]
+    return InfraError(
+        f"{plural(len(tasks), 'stage')} did not move for {seconds:.0f} s: job {first.job}_{first.index} is"
+        f" {first.state or 'without a state'} ({first.reason})",
+        hint="scontrol release or scancel the job, then launch again",
+    )

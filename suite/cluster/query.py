@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from suite.cluster.runs import Run
+from suite.cluster.words import LIVE, MOVING, word
 from suite.errors import InfraError
 
 TIMEOUT = 30.0
@@ -18,11 +19,6 @@ DEFAULT_MAX_ARRAY = 1001
 #: Variables of Slurm's own commands.
 _SHAPES = ("SLURM_", "SQUEUE_", "SACCT_", "SCONTROL_", "SCANCEL_", "SINFO_")
 _FORMAT = "%F|%K|%T|%r|%j"
-#: Listed by squeue for a while although nothing of them will run any more.
-_OVER = frozenset({
-    "COMPLETED", "COMPLETING", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE",
-    "REVOKED",
-})  # fmt: skip
 
 
 class QueryFailed(InfraError):
@@ -52,7 +48,22 @@ class Task:
     @property
     def waiting(self) -> bool:
         """Whether it has not started yet, or waits to start again."""
-        return self.state in ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "CONFIGURING")
+        return self.word not in ("running", "suspended")
+
+    @property
+    def word(self) -> str:
+        """The suite's word for its state."""
+        return word(self.state)
+
+    @property
+    def moving(self) -> bool:
+        """Whether it goes on by itself."""
+        return self.word in MOVING and self.reason != "DependencyNeverSatisfied"
+
+    @property
+    def live(self) -> bool:
+        """Whether it may still bring something about."""
+        return self.word in LIVE
 
 
 def call(command: Sequence[str], timeout: float = TIMEOUT) -> str:
@@ -95,10 +106,21 @@ def parse_squeue(text: str) -> list[Task]:
     tasks = []
     for line in text.splitlines():
         parts = line.strip().split("|", 4)
-        if len(parts) == 5 and parts[0].isdigit() and parts[2]:
+        if len(parts) == 5 and parts[0].isdigit():
             index = int(parts[1]) if parts[1].isdigit() else 0
-            tasks.append(Task(parts[0], index, parts[2].split()[0].upper(), parts[3], parts[4]))
+            tasks.append(Task(parts[0], index, " ".join(parts[2].split()[:1]).upper(), parts[3], parts[4]))
     return tasks
+
+
+def user_tasks() -> list[Task]:
+    """This user's tasks that Slurm knows, those that ended some minutes ago included, in one query.
+
+    Raises:
+        QueryFailed: If Slurm does not answer.
+    """
+    return parse_squeue(
+        call(["squeue", "--noheader", "--array", "--states=all", f"--user={os.getuid()}", f"--format={_FORMAT}"])
+    )
 
 
 def live_tasks() -> list[Task]:
@@ -107,8 +129,7 @@ def live_tasks() -> list[Task]:
     Raises:
         QueryFailed: If Slurm does not answer.
     """
-    text = call(["squeue", "--noheader", "--array", f"--user={os.getuid()}", f"--format={_FORMAT}"])
-    return [t for t in parse_squeue(text) if t.state not in _OVER]
+    return [t for t in user_tasks() if t.live]
 
 
 def in_flight(runs: Iterable[Run], tasks: Sequence[Task]) -> dict[tuple[str, str], Task]:

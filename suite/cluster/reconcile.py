@@ -7,7 +7,7 @@ inputs, and all its inputs are done. Everything else runs again, for a reason th
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
@@ -20,8 +20,9 @@ from suite.store.retries import decide
 if TYPE_CHECKING:
     from suite.grid import Plan
 
-Why = Literal["new", "failed", "corrupt", "stale", "diverged", "blocked"]
+Why = Literal["new", "failed", "corrupt", "stale", "diverged", "cancelled", "blocked"]
 Node = tuple[str, str]
+_NONE: Mapping[Node, str] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +67,9 @@ class Reconciled:
     held: list[Todo] = field(default_factory=list)
 
 
-def reconcile(plan: Plan, store: Store, retry: Collection[str] = ()) -> Reconciled:
+def reconcile(
+    plan: Plan, store: Store, retry: Collection[str] = (), cancelled: Mapping[Node, str] = _NONE
+) -> Reconciled:
     """Compare a plan with the store.
 
     Failed stages run again where `decide` says so. The others, e.g. those that diverged, are held back, and so is what
@@ -75,14 +78,15 @@ def reconcile(plan: Plan, store: Store, retry: Collection[str] = ()) -> Reconcil
     Args:
         plan: Stages in `KINDS` order, so that inputs come before what needs them.
         store: The store.
-        retry: Failure kinds that run again although they are held back.
+        retry: Failure kinds that run again although they are held back; `cancelled` for what was cancelled.
+        cancelled: Stages that a person cancelled, and how; they are held back while they are not published.
 
     Returns:
         What to run, what is done, what is held back.
     """
     result = Reconciled()
     published = {kind: store.published(kind) for kind in {s.kind for s in plan.stages}}
-    attempted = {kind: _homes(store, kind) for kind in published}
+    tried = {kind: attempted(store, kind) for kind in published}
     digests: dict[Node, str] = {}
     waiting: dict[Node, Todo] = {}
     causes: dict[Node, str] = {}  # of stages that are held back: the one whose failure it is, and how it failed
@@ -91,7 +95,9 @@ def reconcile(plan: Plan, store: Store, retry: Collection[str] = ()) -> Reconcil
         todo: Todo | None
         if here:
             todo = _check(index, stage, store, digests, waiting)
-        elif stage.key in attempted[stage.kind]:
+        elif (stage.kind, stage.key) in cancelled and "cancelled" not in retry:
+            todo, runs = Todo(index, "cancelled", cancelled[stage.kind, stage.key], kind="cancelled"), False
+        elif stage.key in tried[stage.kind]:
             todo, runs = _unpublished(index, stage, store, retry)
         else:
             todo = Todo(index, "new")
@@ -112,7 +118,7 @@ def _inputs(stage: Stage) -> list[Node]:
     return [(input_kind(role), key) for role, key in stage.inputs.items()]
 
 
-def _homes(store: Store, kind: str) -> set[str]:
+def attempted(store: Store, kind: str) -> set[str]:
     """Keys of a kind that were ever attempted: one scan of each fan-out directory."""
     keys: set[str] = set()
     with suppress(FileNotFoundError), os.scandir(store.root / kind) as fans:

@@ -11,8 +11,9 @@
 from __future__ import annotations
 
 import json
+import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,6 +26,7 @@ from suite.store.files import read_json, write_bytes, write_json
 
 #: Older runs are not looked at when asking Slurm what is still in flight.
 RECENT = 50
+_JOB_NAME = re.compile(r"suite-(\d{8}T\d{6}Z-[0-9a-f]{6})-")
 
 
 @dataclass
@@ -71,6 +73,16 @@ class Run:
         """Where workers' output goes."""
         return self.path / "logs"
 
+    @property
+    def grid(self) -> str:
+        """Name of the plan that was launched."""
+        return self.path.parent.name
+
+    def inputs(self) -> dict[tuple[str, str], dict[str, str]]:
+        """Roles and keys of what each stage reads, by (kind, key)."""
+        with (self.path / "stages.jsonl").open(encoding="utf-8") as lines:
+            return {(s["kind"], s["key"]): s["inputs"] for s in map(json.loads, lines)}
+
     def save(self) -> None:
         """Write `jobs.json`, durably: before every submission and after it."""
         body = {"schema": 1, "run": self.id, "cluster": self.cluster, "arrays": [asdict(a) for a in self.arrays]}
@@ -95,6 +107,11 @@ class Run:
         return len(found)
 
 
+def new_run_id() -> str:
+    """UTC time and random hex: sorts by time, and two launches in one second differ."""
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
+
+
 def create_run(store: Store, name: str, stages: list[Stage], profile: Profile) -> Run:
     """Make the directory of a new run.
 
@@ -104,8 +121,7 @@ def create_run(store: Store, name: str, stages: list[Stage], profile: Profile) -
         stages: What this run is to bring to its published state.
         profile: The place.
     """
-    run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
-    run = Run((store.root / "runs" / name / run_id).absolute(), profile.cluster)
+    run = Run((store.root / "runs" / name / new_run_id()).absolute(), profile.cluster)
     run.keys = [(s.kind, s.key) for s in stages]
     run.logs.mkdir(parents=True)
     write_json(run.path / "settings.json", profile.settings(store.root.absolute()))
@@ -146,3 +162,10 @@ def recent_runs(store: Store, name: str | None = None) -> list[Run]:
     folders = (store.root / "runs").glob(f"{name}/*" if name else "*/*")
     newest = sorted((p for p in folders if p.is_dir()), key=lambda p: p.name, reverse=True)[:RECENT]
     return [run for p in newest if (run := load_run(p)) is not None]
+
+
+def runs_of_jobs(store: Store, names: Iterable[str]) -> list[Run]:
+    """The runs that submitted jobs of these names, however long ago; other programs' names find nothing."""
+    ids = {m[1] for name in names if (m := _JOB_NAME.match(name))}
+    folders = (p for run_id in sorted(ids) for p in (store.root / "runs").glob(f"*/{run_id}"))
+    return [run for p in folders if (run := load_run(p)) is not None]

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from rich.console import Group
+    from rich.table import Table
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
 
@@ -17,32 +22,71 @@ def clean(text: object, limit: int = 300) -> str:
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Print a table. Cells that are numbers are set flush right."""
-    cells = [[clean(c) for c in row] for row in rows]
-    numeric = [
+    printed([(header, rows)], sys.stdout)
+
+
+def printed(parts: Sequence[object], stream: TextIO) -> None:
+    """Print lines of text and (header, rows) of tables: drawn on a terminal, aligned text elsewhere."""
+    if stream.isatty():
+        from rich.console import Console
+
+        Console(highlight=False, file=stream).print(rendered(parts))
+        return
+    for part in parts:
+        print("\n".join(_aligned(*part)) if isinstance(part, tuple) else part, file=stream)
+    stream.flush()
+
+
+def rendered(parts: Sequence[object]) -> Group:
+    """Lines and tables for rich."""
+    from rich.console import Group
+    from rich.text import Text
+
+    return Group(*(_drawn(*part) if isinstance(part, tuple) else Text(str(part)) for part in parts))
+
+
+def _numeric(header: Sequence[str], rows: Sequence[Sequence[object]]) -> list[bool]:
+    """Which columns hold numbers only."""
+    return [
         bool(rows) and all(isinstance(row[i], int | float) or row[i] == "" for row in rows) for i in range(len(header))
     ]
-    if sys.stdout.isatty():
-        from rich import box
-        from rich.console import Console
-        from rich.table import Table
-        from rich.text import Text
 
-        drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        for name, right in zip(header, numeric, strict=True):
-            drawn.add_column(name, justify="right" if right else "left", overflow="fold")
-        for row in cells:
-            drawn.add_row(*(Text(c) for c in row))
-        Console(highlight=False).print(drawn)
-        return
-    widths = [max(len(h), *(len(r[i]) for r in cells)) if cells else len(h) for i, h in enumerate(header)]
-    for row in ([str(h) for h in header], *cells):
+
+def _drawn(header: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name, right in zip(header, _numeric(header, rows), strict=True):
+        drawn.add_column(name, justify="right" if right else "left", overflow="fold")
+    for row in rows:
+        drawn.add_row(*(Text(clean(c)) for c in row))
+    return drawn
+
+
+def _aligned(header: Sequence[str], rows: Sequence[Sequence[object]]) -> Iterator[str]:
+    cells = [[str(h) for h in header], *([clean(c) for c in row] for row in rows)]
+    widths = [max(len(r[i]) for r in cells) for i in range(len(header))]
+    numeric = _numeric(header, rows)
+    for row in cells:
         aligned = (c.rjust(w) if n else c.ljust(w) for c, w, n in zip(row, widths, numeric, strict=True))
-        print("  ".join(aligned).rstrip())
+        yield "  ".join(aligned).rstrip()
 
 
 def say(text: str = "") -> None:
     """Print a line now: output in a file keeps up with what happens."""
     print(text, flush=True)
+
+
+def agreed(question: str) -> bool:
+    """Ask on a terminal; where nobody can answer, the answer is no."""
+    if not (sys.stdin and sys.stdin.isatty() and sys.stdout.isatty()):
+        return False
+    try:
+        return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+    except EOFError:
+        return False
 
 
 def size(count: float) -> str:

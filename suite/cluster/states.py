@@ -6,22 +6,25 @@ Artifacts decide what is done; what Slurm says only explains the rest, so that t
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from suite.cluster.query import QueryFailed, Task, in_flight, live_tasks
-from suite.cluster.reconcile import reconcile
-from suite.cluster.runs import Run, recent_runs
+from suite.cluster.cancelled import cancelled_stages
+from suite.cluster.query import QueryFailed, Task, in_flight, user_tasks
+from suite.cluster.reconcile import Todo, attempted, reconcile
+from suite.cluster.runs import runs_of_jobs
+from suite.cluster.words import LIVE
 from suite.spec.stages import Stage
 from suite.store import Store
 
 if TYPE_CHECKING:
     from suite.grid import Plan
 
-#: States in the order in which they are shown.
-STATES = ("done", "running", "pending", "failed", "diverged", "blocked", "missing")
+#: States in the order in which they are shown. `missing` is not submitted; the others need no explanation.
+STATES = ("done", *LIVE, "failed", "diverged", "cancelled", "blocked", "missing")
+Node = tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,52 +33,96 @@ class State:
 
     Attributes:
         stage: The stage.
-        state: One of `STATES`: `pending` is submitted and waits, `missing` is not submitted.
-        detail: Where it runs, why it waits, how it failed.
+        state: One of `STATES`.
+        detail: Where it runs, why it waits, how it failed, what blocks it.
+        job: `job_index` in Slurm, where it knows the stage's task.
+        excluded: Nodes that its next attempt avoids.
     """
 
     stage: Stage
     state: str
     detail: str = ""
+    job: str = ""
+    excluded: tuple[str, ...] = ()
 
 
-def states(plan: Plan, store: Store) -> tuple[list[State], str]:
-    """The state of each stage, in the plan's order, and a note if Slurm could not be asked.
+@dataclass(frozen=True)
+class Picture:
+    """A plan at one moment.
 
-    Args:
-        plan: The plan.
-        store: The store.
+    Attributes:
+        name: Of the plan.
+        states: The state of each stage, in the plan's order.
+        note: Why Slurm could not be asked; empty if it was, or was not needed.
     """
-    seen = reconcile(plan, store)
-    open_items = {t.index: t for t in (*seen.todo, *seen.held)}
-    tasks, note = _ask([r for r in recent_runs(store) if r.cluster == "slurm"] if open_items else [])
+
+    name: str
+    states: list[State] = field(default_factory=list)
+    note: str = ""
+
+    @property
+    def alive(self) -> bool:
+        """Whether something may still change by itself."""
+        return any(s.state in LIVE for s in self.states)
+
+    @property
+    def excluded(self) -> list[str]:
+        """Nodes that attempts of this plan avoid."""
+        return sorted({node for s in self.states for node in s.excluded})
+
+
+def states(plan: Plan, store: Store) -> Picture:
+    """The state of each stage. Slurm is asked once if some stage is not done and jobs were ever submitted."""
+    seen = reconcile(plan, store, cancelled=cancelled_stages(store, plan.name))
+    items = {t.index: t for t in (*seen.todo, *seen.held)}
+    tasks, note = _ask(store) if items else ({}, "")
+    homes = {kind: attempted(store, kind) for kind in {s.kind for s in plan.stages}} if items else {}
     found = []
     for index, stage in enumerate(plan.stages):
-        item = open_items.get(index)
+        item = items.get(index)
         if item is None:
             found.append(State(stage, "done"))
             continue
-        task = tasks.get((stage.kind, stage.key))
-        live = running_at(store.attempts(stage.kind, stage.key), task)
-        if live:
-            found.append(State(stage, "running", live))
-        elif task is not None:
-            found.append(State(stage, "pending", f"job {task.job}_{task.index} {task.state} ({task.reason})"))
-        elif item.why in ("failed", "diverged", "blocked"):
-            found.append(State(stage, item.why, item.detail))
-        else:
-            found.append(State(stage, "missing", item.reason))
-    return found, note
+        there = stage.key in homes[stage.kind]
+        attempts = store.attempts(stage.kind, stage.key) if there else []
+        found.append(_state(stage, item, tasks.get((stage.kind, stage.key)), attempts))
+    return Picture(plan.name, found, note)
 
 
-def _ask(runs: Sequence[Run]) -> tuple[Mapping[tuple[str, str], Task], str]:
-    """Stages in flight by one query, or an empty answer and why."""
-    if not runs:
+def _ask(store: Store) -> tuple[dict[Node, Task], str]:
+    """The task of each stage that Slurm knows, by one query, or an empty answer and why."""
+    if not any((store.root / "runs").glob("*/*/jobs.json")):
         return {}, ""
     try:
-        return in_flight(runs, live_tasks()), ""
+        tasks = user_tasks()
     except QueryFailed as error:
         return {}, f"Slurm was not asked: {error.what}"
+    runs = runs_of_jobs(store, {t.name for t in tasks})[::-1]
+    ended, live = ([t for t in tasks if t.live is alive] for alive in (False, True))
+    return in_flight(runs, ended) | in_flight(runs, live), ""
+
+
+def _state(stage: Stage, item: Todo, task: Task | None, attempts: Iterable[Path]) -> State:
+    job = f"{task.job}_{task.index}" if task else ""
+    where = running_at(attempts, task)
+    if where and task is not None and task.word == "suspended":
+        return State(stage, "suspended", where, job)
+    if where:
+        return State(stage, "running", where, job)
+    if task is not None and task.live:
+        return _in_slurm(stage, task, job)
+    if item.why in ("failed", "diverged", "cancelled", "blocked"):
+        return State(stage, item.why, item.detail, job, item.exclude_nodes)
+    if task is not None and task.word in ("cancelled", "failed"):
+        return State(stage, task.word, f"job {job} is {task.state}; it left no record", job)
+    return State(stage, "missing", item.reason, job)
+
+
+def _in_slurm(stage: Stage, task: Task, job: str) -> State:
+    if task.word == "running":  # its process is at another stage of the pack, or still importing
+        return State(stage, "pending", f"job {job} RUNNING: waits for its turn in the task", job)
+    reason = f" ({task.reason})" if task.reason not in ("", "None") else ""
+    return State(stage, task.word, f"job {job} {task.state or 'without a state'}{reason}", job)
 
 
 def running_at(attempts: Iterable[Path], task: Task | None) -> str:
@@ -92,6 +139,6 @@ def running_at(attempts: Iterable[Path], task: Task | None) -> str:
         if host == socket.gethostname():
             if pid.isdigit() and Path(f"/proc/{pid}").exists():
                 return f"{host}, process {pid}"
-        elif task is not None and not task.waiting:
+        elif task is not None and task.live and not task.waiting:
             return f"{host}, job {task.job}_{task.index}"
     return ""

@@ -37,7 +37,7 @@ def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("12|N/A|PENDING|Dependency|a|b", Task("12", 0, "PENDING", "Dependency", "a|b")),
         ("12|4|CANCELLED by 123|None|a", Task("12", 4, "CANCELLED", "None", "a")),
         ("12|4|SOMETHING_NEW|None|a", Task("12", 4, "SOMETHING_NEW", "None", "a")),
-        ("12|4||None|a", None),
+        ("12|4||None|a", Task("12", 4, "", "None", "a")),
         ("12|4|RUNN", None),
         ("*** Welcome to the cluster ***", None),
         ("", None),
@@ -88,9 +88,9 @@ def test_status_is_right_from_artifacts_alone_when_slurm_is_gone(tmp_path: Path,
     folder.mkdir(parents=True)
     (folder / "stages.jsonl").write_text("")
     Run(folder, "slurm", [Array("suite-x", "teacher", [])]).save()
-    found, note = states(plan, store)
-    assert [s.state for s in found][:3] == ["done", "failed", "blocked"]
-    assert "no squeue" in note
+    picture = states(plan, store)
+    assert [s.state for s in picture.states][:3] == ["done", "failed", "blocked"]
+    assert "no squeue" in picture.note
 
 
 def test_an_attempt_counts_as_running_while_its_process_lives(tmp_path: Path) -> None:

@@ -97,6 +97,32 @@ class Resources(_Strict):
     sbatch: dict[Name, Line] | None = None
 
 
+class Nightly(_Strict):
+    """What a site allows its nightly grids, and when a night is worth a mail.
+
+    Attributes:
+        gpu_hours: GPU-hours of one night; a night that is expected to need more is refused.
+        in_flight: Tasks of a night that run at once, over all of its arrays.
+        wall_clock: Duration of a night; what is left then is cancelled. Minutes once read.
+        reuse: Stage kinds whose artifacts nights take from the store instead of making them again.
+        keep: Nights whose artifacts are kept; what was measured is kept for ever.
+        window: Earlier nights that a night is compared with.
+        accuracy_points: A mean over seeds that is lower by this many points is always allowed.
+        speed_percent: A median duration that is longer by this much is allowed.
+        speed_seconds: So is one that is longer by this many seconds.
+    """
+
+    gpu_hours: Annotated[float, Field(gt=0, le=1e6, strict=False)] | None = None
+    in_flight: Annotated[int, Field(ge=1, le=100_000)] | None = None
+    wall_clock: Minutes | None = None
+    reuse: tuple[Literal["prepare", "teacher", "statistics"], ...] = Field(default=("prepare",), strict=False)
+    keep: Annotated[int, Field(ge=1, le=1000)] = 3
+    window: Annotated[int, Field(ge=1, le=365)] = 7
+    accuracy_points: Annotated[float, Field(gt=0, le=100, strict=False)] = 1.0
+    speed_percent: Annotated[float, Field(gt=0, le=1000, strict=False)] = 5.0
+    speed_seconds: Annotated[float, Field(ge=0, le=86_400, strict=False)] = 1.0
+
+
 class Profile(Resources):
     """One place where stages run.
 
@@ -119,6 +145,7 @@ class Profile(Resources):
         visible_gpus: GPUs that local slots use in turn; by default those that the launching shell sees.
         pack_minutes: Stages are packed into Slurm tasks of about this many estimated minutes.
         loader_timeout: Seconds without a batch after which a loader counts as stalled.
+        nightly: Budget and rules of nightly grids.
     """
 
     cluster: Literal["local", "slurm"] = "local"
@@ -139,6 +166,7 @@ class Profile(Resources):
     visible_gpus: tuple[int, ...] | None = Field(default=None, strict=False)
     pack_minutes: Annotated[int, Field(ge=1, le=1440)] = 30
     loader_timeout: Annotated[float, Field(gt=0, le=86_400, strict=False)] = 300.0
+    nightly: Nightly = Nightly()
 
     @model_validator(mode="after")
     def _consistent(self) -> Profile:
@@ -232,7 +260,8 @@ def _as_user_error(document: Document, error: ValidationError) -> UserError:
     unknown = first["type"] == "extra_forbidden"
     place = document.resolve(first["loc"])
     field = ".".join(str(p) for p in place)
-    known = Profile.model_fields if len(place) == 1 else Resources.model_fields
+    inner = Nightly if place[:1] == ("nightly",) else Resources
+    known = Profile.model_fields if len(place) == 1 else inner.model_fields
     return UserError(
         f"{field}: {_message(first)}" if field else _message(first),
         where=document.where(place, key=unknown),

@@ -118,7 +118,7 @@ def filled(members: Sequence[int], seconds: Mapping[int, float], limit: float) -
 
 
 def durations(stages: Sequence[Stage], device: str = "cuda") -> list[float]:
-    """Coarse durations, good enough to pack tasks and used for nothing else.
+    """Coarse durations, good enough to pack tasks and to refuse a night that cannot end in time.
 
     The larger of the arithmetic (the plan's own estimate) and of the number of updates, since small networks are bound
     by the latency of a step.

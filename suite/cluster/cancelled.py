@@ -39,10 +39,10 @@ def _write(path: Path, nodes: Mapping[Node, str]) -> None:
     write_json(path, {"schema": 1, "stages": stages})
 
 
-def cancelled_stages(store: Store, grid: str) -> dict[Node, str]:
-    """Stages of a grid that were cancelled and not submitted again, and how."""
+def cancelled_stages(store: Store, grid: str, run: str = "*") -> dict[Node, str]:
+    """Stages of a grid, or of one of its runs, that were cancelled and not submitted again, and how."""
     found: dict[Node, str] = {}
-    for path in sorted((store.root / "runs" / grid).glob(f"*/{FILE}")):
+    for path in sorted((store.root / "runs" / grid).glob(f"{run}/{FILE}")):
         found |= _read(path)
     return found
 

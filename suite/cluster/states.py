@@ -132,13 +132,17 @@ def running_at(attempts: Iterable[Path], task: Task | None) -> str:
     running; a directory alone may be what a killed attempt left.
     """
     for path in attempts:
-        # <count>-<job>-<restart>-<host>-<pid>-<random>; a host's name may hold dashes.
-        rest, _, _ = path.name.rpartition("-")
-        head, _, pid = rest.rpartition("-")
-        host = head.split("-", 3)[-1]
+        host, pid = attempt_host(path)
         if host == socket.gethostname():
             if pid.isdigit() and Path(f"/proc/{pid}").exists():
                 return f"{host}, process {pid}"
         elif task is not None and task.live and not task.waiting:
             return f"{host}, job {task.job}_{task.index}"
     return ""
+
+
+def attempt_host(path: Path) -> tuple[str, str]:
+    """Host and process of an attempt: `<count>-<job>-<restart>-<host>-<pid>-<random>`; a host may hold dashes."""
+    rest, _, _ = path.name.rpartition("-")
+    head, _, pid = rest.rpartition("-")
+    return head.split("-", 3)[-1], pid

@@ -33,6 +33,7 @@ class Objective:
         flip: Whether views are flipped.
         roll: Smallest and largest shift.
         memory: Threshold of E2D's box memory; None without one.
+        priors: Whether total variation and L2 are computed with weight 0, as SRe2L's code does in every iteration.
     """
 
     kind: str
@@ -45,6 +46,7 @@ class Objective:
     flip: bool = False
     roll: tuple[int, int] = (0, 0)
     memory: float | None = None
+    priors: bool = False
 
 
 class BatchNormHook:
@@ -112,6 +114,13 @@ def _slow_moments(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     mean = x.mean([0, 2, 3])
     var = x.permute(1, 0, 2, 3).contiguous().reshape(x.shape[1], -1).var(1, unbiased=False)
     return mean, var
+
+
+def _total_variation(x: torch.Tensor) -> torch.Tensor:
+    """Norms of the differences to four neighbours, summed."""
+    right, down = x[..., :-1] - x[..., 1:], x[:, :, :-1] - x[:, :, 1:]
+    falling, rising = x[:, :, :-1, :-1] - x[:, :, 1:, 1:], x[:, :, 1:, :-1] - x[:, :, :-1, 1:]
+    return right.norm() + down.norm() + falling.norm() + rising.norm()
 
 
 def _slow_patches(x: torch.Tensor, patch: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -183,6 +192,8 @@ class EagerStep:
             scale = [self.plan.first] + [1.0] * (len(self.hooks) - 1)
             matching = sum(hook.loss * s for hook, s in zip(self.hooks, scale, strict=True))
             total = total + self.plan.weight * matching
+        if self.plan.priors:
+            total = total + 0.0 * _total_variation(views) + 0.0 * views.flatten(1).norm(dim=1).mean()
         return total, ce
 
     def step(self) -> torch.Tensor:

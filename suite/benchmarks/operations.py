@@ -2,8 +2,8 @@
 
 Operations are leaf operators, i.e. `aten` operators without another counted operator inside. Views, allocations and
 other bookkeeping (`FREE`) launch none, nor does memory that an operator on the CPU fills for itself, nor the copy of a
-number that is its argument. Host synchronisations are operators that read a value of a tensor (`SYNCS`), and on CUDA
-also the runtime's waiting calls.
+number that is its argument. A convolution is one, whatever a CPU without half precision makes of it. Host
+synchronisations are operators that read a value of a tensor (`SYNCS`), and on CUDA also the runtime's waiting calls.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ FREE = frozenset(f"aten::{name}" for name in _FREE.split())
 FILLS = frozenset({"aten::zero_", "aten::fill_"})
 #: What may stand between them, or the copy of a number that is an operator's argument, and that operator.
 WRAPPERS = frozenset(f"aten::{n}" for n in ("zeros", "ones", "full", "new_zeros", "to", "_to_copy"))
+#: One kernel each on accelerators.
+SINGLE = frozenset({"aten::convolution", "aten::convolution_backward"})
 #: Adam's fused step; on the CPU it reads its counter, which lies there on purpose.
 OPTIMISER = "aten::_fused_adam_"
 #: Operators that make the host wait for a value.
@@ -52,6 +54,8 @@ def count(profiler: Any) -> tuple[int, int]:
 
 
 def _launches(event: Any) -> int:
+    if event.name in SINGLE:
+        return 1
     inside = sum(_launches(child) for child in event.cpu_children)
     if inside or not event.name.startswith("aten::") or event.name in FREE | WRAPPERS:
         return inside

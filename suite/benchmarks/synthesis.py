@@ -306,6 +306,7 @@ def objective_of(name: str, method: Any) -> Objective:
         flip=getattr(method, "flip", False),
         roll=getattr(method, "roll", (0, 0)),
         memory=method.threshold if name == "e2d" else None,
+        priors=name == "sre2l",
     )
 
 

@@ -6,14 +6,12 @@ turned into (a, b) for all layers at once, and added to the layer's own gradient
 Autograd's formulas would make several passes over every map, and cost more than the network's own backward pass.
 
 Two autograd functions work together: a tap at each layer, whose `token` output stands for its statistics, and
-`assemble`, which returns the vector. What `assemble` sends back through a token is not the statistics' gradient but
-(a, b): both ends are in this file.
+`suite.learn.assembly.assemble`, which returns the vector. What that sends back through a token is not the statistics'
+gradient but (a, b).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -21,6 +19,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 Pair = tuple[torch.Tensor, torch.Tensor]
+#: Fewer channels than this do not fill a CPU's vectors.
+_NARROW = 8
 
 
 class Raw(NamedTuple):
@@ -52,13 +52,13 @@ class Raw(NamedTuple):
         return 0 if self.cell_token is None else self.cell_token.shape[2]
 
 
-class Shape(NamedTuple):
-    """Of one layer: channels C, patch cells (0 without patches), side P of a patch, pixels H * W of the map."""
+class Normalised(NamedTuple):
+    """A tapped batch normalisation that just ran: its input x, its output y, the slope, and what was measured of x."""
 
-    channels: int
-    cells: int
-    patch: int
-    pixels: int
+    x: torch.Tensor
+    y: torch.Tensor
+    scale: torch.Tensor
+    raw: Raw
 
 
 def full_precision(x: torch.Tensor) -> torch.Tensor:
@@ -95,16 +95,27 @@ def patches(x: torch.Tensor, patch: int) -> torch.Tensor:
     return enlarged(x, patch).unflatten(3, (v, patch)).unflatten(2, (u, patch))
 
 
+def _update_stats(x: torch.Tensor) -> Pair:
+    """Mean and biased variance of x [B, C, ...] over all but the channels, float32 at least."""
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    unused = torch.empty(2, x.shape[1], dtype=wide, device=x.device)  # gives the precision of the result
+    mean, var = torch.batch_norm_update_stats(x, unused[0], unused[1], 0.0)
+    return mean, var
+
+
 def channel_moments(x: torch.Tensor, groups: int) -> Pair:
     """Mean and biased variance of every channel and group of images, [G, C] each, float32 at least.
 
     The whole batch takes one operation that reads half precision directly; `torch.var_mean` would need a float32 copy,
-    and is tens of times slower on CPUs, where it does not vectorise.
+    and is tens of times slower on CPUs, where it does not vectorise. Nor does that operation for a few channels, such
+    as an image's: there the columns of the maps count as channels, and their moments are put together.
     """
     if groups == 1 and not torch.compiler.is_compiling():
-        wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-        unused = torch.empty(2, x.shape[1], dtype=wide, device=x.device)  # gives the precision of the result
-        mean, var = torch.batch_norm_update_stats(x, unused[0], unused[1], 0.0)
+        if x.device.type == "cpu" and x.shape[1] < _NARROW:
+            mean, var = _update_stats(x.permute(0, 2, 3, 1).reshape(len(x) * x.shape[2], -1))
+            between, middle = torch.var_mean(mean.view(x.shape[3], -1), 0, correction=0, keepdim=True)
+            return middle, between + var.view(x.shape[3], -1).mean(0, keepdim=True)
+        mean, var = _update_stats(x)
         return mean[None], var[None]
     parts, dims = full_precision(x).unflatten(0, (groups, -1)), (1, 3, 4)
     if x.device.type == "cpu" and not torch.compiler.is_compiling():
@@ -146,52 +157,67 @@ def _add_patches(ctx: Any, total: torch.Tensor, big: torch.Tensor, by_token: tor
     """Add the patch statistics' share to the gradient `total` of x, in place."""
     patch, (height, width) = ctx.patch, big.shape[2:]
     u, v = height // patch, width // patch
+
+    def cut(x: torch.Tensor) -> torch.Tensor:
+        return x.unflatten(0, (ctx.groups, -1)).unflatten(4, (v, patch)).unflatten(3, (u, patch))
+
     a, b = (c[:, None, None].unflatten(3, (u, 1, v, 1)) for c in by_token.unbind(1))
-    parts = big.unflatten(3, (v, patch)).unflatten(2, (u, patch))
-    if ctx.groups == 1:
-        grown = torch.addcmul(a[0], parts, b[0])
-    else:
-        grown = torch.addcmul(a, parts.unflatten(0, (ctx.groups, -1)), b).flatten(0, 1)
-    share = grown.flatten(4, 5).flatten(2, 3)
-    if big.shape != total.shape:
-        sizes = [height, width], list(total.shape)
-        share = torch.ops.aten.upsample_bilinear2d_backward(share, *sizes, False, None, None)
-    total.add_(share)
+    if big.shape == total.shape:
+        cut(total).addcmul_(cut(big), b).add_(a)
+        return
+    share = torch.empty_like(big)
+    torch.addcmul(a, cut(big), b, out=cut(share))
+    sizes = [height, width], list(total.shape)
+    total.add_(torch.ops.aten.upsample_bilinear2d_backward(share, *sizes, False, None, None))
 
 
 class TapInput(torch.autograd.Function):
     """The identity, which measures what passes."""
 
     @staticmethod
-    def measure(x: torch.Tensor, groups: int, patch: int) -> tuple[torch.Tensor, Raw]:
-        """The same x, and its statistics; with those of patches if `patch` is not 0."""
+    def measure(x: torch.Tensor, groups: int, patch: int, private: bool = False) -> tuple[torch.Tensor, Raw]:
+        """The same x, and its statistics; with those of patches if `patch` is not 0.
+
+        Args:
+            x: [G * B, C, H, W].
+            groups: G.
+            patch: Side of the patches.
+            private: The one consumer of the result is a layer that makes a map of its own for the gradient, such as a
+                convolution: the statistics' share is added to that map.
+        """
         pixels = x.shape[2] * x.shape[3]
         if not patch:
-            y, token, mean, var = TapInput.apply(x, groups, patch)
+            y, token, mean, var = TapInput.apply(x, groups, patch, private)
             return y, Raw(token, mean, var, None, None, None, 0, pixels)
-        y, token, cells, mean, var, pixel_sum, pixel_norm = TapInput.apply(x, groups, patch)
+        y, token, cells, mean, var, pixel_sum, pixel_norm = TapInput.apply(x, groups, patch, private)
         return y, Raw(token, mean, var, cells, pixel_sum, pixel_norm, patch, pixels)
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, groups: int, patch: int) -> tuple[torch.Tensor, ...]:
+    def forward(ctx: Any, x: torch.Tensor, groups: int, patch: int, private: bool) -> tuple[torch.Tensor, ...]:
         """See `torch.autograd.Function`."""
         tokens, measured, big = _measure(ctx, x, groups, patch)
         ctx.save_for_backward(x, None if big is x else big)
+        ctx.private = private
         return x.view_as(x), *tokens, *measured
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, by_y: Any, by_token: Any, by_cells: Any, *unused: None) -> tuple[Any, None, None]:
+    def backward(ctx: Any, by_y: Any, by_token: Any, by_cells: Any, *unused: None) -> tuple[Any, None, None, None]:
         """See `torch.autograd.Function`."""
         if by_token is None:
-            return by_y, None, None
+            return by_y, None, None, None
         x, big = ctx.saved_tensors
-        total = _affine(ctx, x, by_token)
-        if by_y is not None:
-            total.add_(by_y)
+        if ctx.private and by_y is not None:
+            total = by_y
+            a, b = (c[:, None, :, None, None] for c in by_token.unbind(1))
+            total.unflatten(0, (ctx.groups, -1)).addcmul_(x.unflatten(0, (ctx.groups, -1)), b).add_(a)
+        else:
+            total = _affine(ctx, x, by_token)
+            if by_y is not None:
+                total.add_(by_y)
         if ctx.patch:
             _add_patches(ctx, total, x if big is None else big, by_cells)
-        return total, None, None
+        return total, None, None, None
 
 
 class TapBatchNorm(torch.autograd.Function):
@@ -242,103 +268,41 @@ class TapBatchNorm(torch.autograd.Function):
         return total, *[None] * 7
 
 
-@lru_cache(maxsize=256)
-def _factors(shapes: tuple[Shape, ...], images: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-    """Rows of M factors: 1 / n and 2 / n of the n values behind each entry, and two for cells.
+class TapRectified(torch.autograd.Function):
+    """Batch normalisation followed by a ReLU, in the place of a `TapBatchNorm`.
 
-    Those are 1 / n and 1 for cells, to come from sums of values and of squares to mean and variance; 1 and 0 for
-    channels, which have both.
+    Its backward pass works on one map of its own. Where maps are larger than caches, and an allocator fetches fresh
+    pages for each, that is most of the time that statistics cost.
     """
-    rows: list[list[tuple[int, float]]] = [[], [], [], []]
-    for channels, cells, patch, pixels in shapes:
-        n, m = images * pixels, images * channels * patch * patch or 1
-        rows[0] += [(channels, 1 / n), (cells, 1 / m)]
-        rows[1] += [(channels, 2 / n), (cells, 2 / m)]
-        rows[2] += [(channels, 1.0), (cells, 1 / m)]
-        rows[3] += [(channels, 0.0), (cells, 1.0)]
-    kind: dict[str, Any] = {"dtype": dtype, "device": device}
-    with torch.inference_mode(False):
-        return torch.stack([torch.cat([torch.full((n,), value, **kind) for n, value in row]) for row in rows])
 
-
-def _cell_sums(shapes: Sequence[Shape], maps: dict[int, Pair], groups: int) -> dict[int, Pair]:
-    """For each layer with patches: sums, and sums of squared norms, over the pixels of every cell, [G, cells].
-
-    Maps of one size are reduced together.
-    """
-    alike: dict[tuple[int, ...], list[int]] = {}
-    for i, (mean, _) in maps.items():
-        alike.setdefault((*mean.shape, shapes[i].patch), []).append(i)
-    found: dict[int, Pair] = {}
-    for (_, height, width, patch), members in alike.items():
-        both = torch.stack([maps[i][k] for k in (0, 1) for i in members])
-        both[len(members) :].square_()
-        cut = both.view(len(both), groups, -1, height // patch, patch, width // patch, patch)
-        cells = cut.sum((2, 4, 6)).flatten(2)
-        found |= {i: (cells[j], cells[j + len(members)]) for j, i in enumerate(members)}
-    return found
-
-
-class _Assemble(torch.autograd.Function):
-    """Statistics [G, 2, M] of all layers from what their taps measured; sends (a, b) back through the tokens."""
+    @staticmethod
+    def replace(normalised: Normalised) -> tuple[torch.Tensor, Raw]:
+        """The rectified maps, in the memory of the normalised ones, and what had been measured, with another token."""
+        x, y, scale, raw = normalised
+        r, token = TapRectified.apply(x, y.detach().relu_(), raw.mean.shape[0], scale)
+        return r, raw._replace(token=token)
 
     @staticmethod
     def forward(
-        ctx: Any, shapes: tuple[Shape, ...], order: tuple[int, ...], images: int, *tensors: torch.Tensor
-    ) -> torch.Tensor:
-        """See `torch.autograd.Function`; the tensors are all layers' first ones of a `Raw`, then their second ones."""
-        n, patched = len(shapes), [i for i, shape in enumerate(shapes) if shape.cells]
-        tokens, means, variances = tensors[:n], tensors[n : 2 * n], tensors[2 * n : 3 * n]
-        groups, k = means[0].shape[0], 3 * n + len(patched)
-        pairs = zip(tensors[k : k + len(patched)], tensors[k + len(patched) :], strict=True)
-        cells = _cell_sums(shapes, dict(zip(patched, pairs, strict=True)), groups)
-        first = [t for i in order for t in (means[i], *(cells[i][:1] if i in cells else ()))]
-        second = [t for i in order for t in (variances[i], *(cells[i][1:] if i in cells else ()))]
-        values = torch.cat(first + second, dim=1).unflatten(1, (2, -1))
-        expanded = tuple(shapes[i] for i in order)
-        make = _factors.__wrapped__ if torch.compiler.is_compiling() else _factors
-        factors = make(expanded, images // groups, values.device, values.dtype)
-        if cells:
-            mean, var = values.mul_(factors[2]).unbind(1)
-            var.addcmul_(mean * factors[3], mean, value=-1)
-        ctx.save_for_backward(values, factors)
-        # Where (a, b) of every segment of a row go: which of the tensors, how many, and in which precision.
-        ctx.segments = []
-        for i in order:
-            ctx.segments.append((i, shapes[i].channels, tokens[i].dtype))
-            if shapes[i].cells:
-                ctx.segments.append((3 * n + patched.index(i), shapes[i].cells, tokens[i].dtype))
-        ctx.tensors = len(tensors)
-        return values
+        ctx: Any, x: torch.Tensor, r: torch.Tensor, groups: int, scale: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `torch.autograd.Function`."""
+        ctx.groups = groups
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x, r, scale)
+        return r.view_as(r), x.new_empty(groups, 2, x.shape[1])
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, by_values: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, by_r: Any, by_token: Any) -> tuple[torch.Tensor | None, None, None, None]:
         """See `torch.autograd.Function`."""
-        values, factors = ctx.saved_tensors
-        by_mean, by_var = by_values.unbind(1)
-        b = by_var * factors[1]
-        a = torch.addcmul(by_mean * factors[0], b, values[:, 0], value=-1)
-        both, widths = torch.stack((a, b), dim=1), [width for _, width, _ in ctx.segments]
-        pieces = {d: both.to(d).split(widths, dim=2) for d in {d for _, _, d in ctx.segments}}
-        grads: list[torch.Tensor | None] = [None] * ctx.tensors
-        for place, (at, _, dtype) in enumerate(ctx.segments):
-            piece, before = pieces[dtype][place], grads[at]
-            grads[at] = piece if before is None else before + piece  # layers that share an input
-        return None, None, None, *grads
-
-
-def assemble(layers: Sequence[Raw], images: int) -> torch.Tensor:
-    """Statistics of all layers, float [G, 2, M]: see `suite.learn.taps.BatchStats`.
-
-    Args:
-        layers: What was measured, in module order; layers that share an input may share it.
-        images: B of the batch.
-    """
-    unique = list({id(raw.token): raw for raw in layers}.values())
-    index = {id(raw.token): i for i, raw in enumerate(unique)}
-    shapes = tuple(Shape(raw.mean.shape[1], raw.cells, raw.patch, raw.pixels) for raw in unique)
-    found = [getattr(raw, name) for name in Raw._fields[:6] for raw in unique]
-    tensors = [t for t in found if t is not None]
-    values: torch.Tensor = _Assemble.apply(shapes, tuple(index[id(raw.token)] for raw in layers), images, *tensors)
-    return values
+        x, r, scale = ctx.saved_tensors
+        if by_r is None:
+            return None if by_token is None else _affine(ctx, x, by_token), None, None, None
+        total = torch.ops.aten.threshold_backward(by_r, r, 0)
+        if by_token is None:
+            return total.mul_(scale), None, None, None
+        a, b = (c[:, None, :, None, None] for c in by_token.unbind(1))
+        parts = total.unflatten(0, (ctx.groups, -1))
+        torch.addcmul(a, parts, scale, out=parts).addcmul_(x.unflatten(0, (ctx.groups, -1)), b)
+        return total, None, None, None

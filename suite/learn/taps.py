@@ -9,15 +9,16 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
 
 from suite.errors import UserError
-from suite.learn.moments import Raw, TapBatchNorm, TapInput, assemble, full_precision, patches
+from suite.learn.assembly import assemble
+from suite.learn.batch_stats import BatchStats, LayerStats, Place
+from suite.learn.moments import Normalised, Raw, TapBatchNorm, TapInput, TapRectified, full_precision, patches
 
 __all__ = ["BN", "CONV", "BatchStats", "InputHooks", "LayerStats", "Taps", "full_precision", "patches",
            "running_statistics", "tapped_layers"]  # fmt: skip
@@ -25,94 +26,6 @@ __all__ = ["BN", "CONV", "BatchStats", "InputHooks", "LayerStats", "Taps", "full
 BN, CONV = "bn", "conv"
 #: Layer types by kind.
 LAYERS: dict[str, type[nn.Module]] = {BN: nn.BatchNorm2d, CONV: nn.Conv2d}
-
-
-@dataclass(frozen=True, slots=True)
-class LayerStats:
-    """Statistics of one layer's input u [B, C, H, W]; variances are biased.
-
-    Attributes:
-        name: The module's name in the network.
-        kind: `bn` or `conv`.
-        mean: [C], over batch, rows and columns.
-        var: [C].
-        patch_mean: [U*V], row-major over the cells of a grid of P x P patches, over batch, channels and pixels; of
-            convolutions only, and only where taps were given a patch size.
-        patch_var: [U*V].
-    """
-
-    name: str
-    kind: str
-    mean: torch.Tensor
-    var: torch.Tensor
-    patch_mean: torch.Tensor | None = None
-    patch_var: torch.Tensor | None = None
-
-    def vectors(self) -> list[torch.Tensor]:
-        """Mean, variance and, where present, patch mean and patch variance."""
-        patches = [t for t in (self.patch_mean, self.patch_var) if t is not None]
-        return [self.mean, self.var, *patches]
-
-
-class Place(NamedTuple):
-    """Where one layer's statistics lie: name, kind, channels C, patch cells U*V (0 without patches)."""
-
-    name: str
-    kind: str
-    channels: int
-    cells: int
-
-
-@dataclass(frozen=True)
-class BatchStats:
-    """What a network's taps found in one batch: matchers work on one small tensor, in a few operations.
-
-    Attributes:
-        values: float [G, 2, M] for G groups of images, float32 at least: means, then biased variances. A row holds for
-            every layer, in module order, its channels and then its patch cells. None without tapped layers.
-        places: The layers.
-        features: [b, D], the input of the network's last `Linear`; None if it has none.
-    """
-
-    values: torch.Tensor | None = None
-    places: tuple[Place, ...] = ()
-    features: torch.Tensor | None = None
-
-    @property
-    def measured(self) -> torch.Tensor:
-        """The values.
-
-        Raises:
-            UserError: If no layer was tapped.
-        """
-        if self.values is None:
-            raise UserError("there are no statistics to match", hint="choose a teacher with batch normalisation")
-        return self.values
-
-    @property
-    def lengths(self) -> tuple[int, ...]:
-        """Lengths of the segments of a row: for every layer its channels and, where measured, its cells."""
-        return tuple(n for place in self.places for n in (place.channels, place.cells) if n)
-
-    @property
-    def owners(self) -> tuple[int, ...]:
-        """Number of the layer that each segment belongs to."""
-        return tuple(i for i, place in enumerate(self.places) for n in (place.channels, place.cells) if n)
-
-    def split(self, groups: int) -> list[BatchStats]:
-        """Those of `groups` consecutive parts of the batch; they must have been measured apart."""
-        values = [None] * groups if self.values is None else self.values.chunk(groups)
-        features = [None] * groups if self.features is None else self.features.chunk(groups)
-        return [BatchStats(v, self.places, f) for v, f in zip(values, features, strict=True)]
-
-    def layers(self, group: int = 0) -> list[LayerStats]:
-        """The statistics of one group, layer by layer."""
-        pieces = iter(self.measured[group].split(self.lengths, dim=1))
-        found = []
-        for name, kind, _, cells in self.places:
-            vectors = [*next(pieces), *(next(pieces) if cells else ())]
-            found.append(LayerStats(name, kind, *vectors))
-        return found
 
 
 def tapped_layers(model: nn.Module, kinds: tuple[str, ...]) -> dict[str, tuple[str, nn.Module]]:
@@ -192,6 +105,7 @@ class _Sink:
         self.found: dict[int, Raw] = {}
         self.features: torch.Tensor | None = None
         self._inputs: dict[tuple[int, int, int], tuple[torch.Tensor, Raw]] = {}
+        self._normalised: tuple[int, Normalised] | None = None
 
     def known(self, x: torch.Tensor, patch: int) -> Raw | None:
         """What was measured of this very tensor: a block's first convolution and its shortcut share their input."""
@@ -204,6 +118,22 @@ class _Sink:
         self.found[index] = raw
         if not torch.compiler.is_compiling():
             self._inputs[id(x), x._version, patch] = x, raw
+
+    def normalised(self, index: int, just: Normalised) -> None:
+        """Remember the last batch normalisation, as a ReLU may follow."""
+        if not torch.compiler.is_compiling():
+            self._normalised = index, just
+
+    def rectified(self, y: torch.Tensor) -> torch.Tensor | None:
+        """The ReLU of y if y is what the last batch normalisation returned: both become one step of the graph."""
+        if self._normalised is None or self._normalised[1].y is not y or y._version:
+            return None
+        index, just = self._normalised
+        self._normalised = None
+        r, raw = TapRectified.replace(just)
+        self.found[index] = raw
+        self._inputs[id(just.x), just.x._version, 0] = just.x, raw
+        return r
 
 
 @cache
@@ -224,10 +154,11 @@ def _measuring(kind: Hashable) -> type[nn.Module]:
                 affine = (self.weight, self.bias, self.running_mean, self.running_var)
                 y, raw = TapBatchNorm.measure(x, sink.groups, self._scale_for(x), *affine, self.eps)
                 sink.add(self._index, x, patch, raw)
+                sink.normalised(self._index, Normalised(x, y, self._scale_for(x), raw))
                 return y
             else:
                 source = x
-                x, raw = TapInput.measure(x, sink.groups, patch)
+                x, raw = TapInput.measure(x, sink.groups, patch, private=not torch.compiler.is_compiling())
                 sink.add(self._index, source, patch, raw)
             out: torch.Tensor = super().forward(x)
             return out
@@ -242,6 +173,24 @@ def _measuring(kind: Hashable) -> type[nn.Module]:
 
     Measuring.__name__ = f"Measuring{getattr(kind, '__name__', '')}"
     return Measuring
+
+
+@cache
+def _rectifying(kind: Hashable) -> type[nn.Module]:
+    """A subclass of an in-place ReLU's class that joins the batch normalisation before it."""
+
+    class Rectifying(kind):  # type: ignore[misc, valid-type]
+        _sink: _Sink
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            joined = self._sink.rectified(x)
+            if joined is not None:
+                return joined
+            out: torch.Tensor = super().forward(x)
+            return out
+
+    Rectifying.__name__ = f"Rectifying{getattr(kind, '__name__', '')}"
+    return Rectifying
 
 
 @cache
@@ -270,6 +219,11 @@ class _Tapped(nn.Module):
             layer: Any = self.net.get_submodule(name)
             layer._sink, layer._index, layer._scales = self.sink, i, {}
             layer.__class__ = _measuring(layer.__class__)
+        for module in self.net.modules():
+            if type(module) is nn.ReLU and module.inplace:
+                rectifier: Any = module
+                rectifier._sink = self.sink
+                rectifier.__class__ = _rectifying(nn.ReLU)
         linear: Any = [m for m in self.net.modules() if isinstance(m, nn.Linear)]
         if linear:
             linear[-1]._sink = self.sink

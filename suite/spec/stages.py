@@ -21,7 +21,7 @@ Weights = Literal["scratch", "pretrained", "file"]
 KINDS = ("prepare", "teacher", "statistics", "synthesis", "relabel", "evaluation")
 
 #: Declared versions; part of every key. Methods have versions of their own, in `SynthesisSpec.version`.
-VERSIONS = {"prepare": 1, "teacher": 2, "statistics": 2, "synthesis": 2, "relabel": 1, "evaluation": 2}
+VERSIONS = {"prepare": 1, "teacher": 2, "statistics": 2, "synthesis": 3, "relabel": 1, "evaluation": 2}
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ gradient but (a, b).
 
 from __future__ import annotations
 
+import threading
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +20,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 Pair = tuple[torch.Tensor, torch.Tensor]
+#: Maps that a thread keeps for its backward passes, and how many.
+_SCRATCH, _MOST_SCRATCH = threading.local(), 16
 #: Fewer channels than this do not fill a CPU's vectors.
 _NARROW = 8
 
@@ -165,10 +168,28 @@ def _add_patches(ctx: Any, total: torch.Tensor, big: torch.Tensor, by_token: tor
     if big.shape == total.shape:
         cut(total).addcmul_(cut(big), b).add_(a)
         return
-    share = torch.empty_like(big)
+    share, small = _scratch(big, big.shape), _scratch(total, total.shape)
     torch.addcmul(a, cut(big), b, out=cut(share))
     sizes = [height, width], list(total.shape)
-    total.add_(torch.ops.aten.upsample_bilinear2d_backward(share, *sizes, False, None, None))
+    torch.ops.aten.upsample_bilinear2d_backward(share, *sizes, False, None, None, grad_input=small)
+    total.add_(small)
+
+
+def _scratch(like: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """Memory for a map that nobody sees outside of one backward call.
+
+    On CPUs it is kept, since fresh pages cost more than the arithmetic on them; accelerators have their own allocators.
+    """
+    layout = torch.channels_last if like.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
+    if like.device.type != "cpu" or torch.compiler.is_compiling():
+        return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=layout)
+    kept: dict[Any, torch.Tensor] = _SCRATCH.__dict__.setdefault("maps", {})
+    key = shape, like.dtype, layout
+    if key not in kept:
+        if len(kept) >= _MOST_SCRATCH:
+            kept.clear()
+        kept[key] = torch.empty(shape, dtype=like.dtype, memory_format=layout)
+    return kept[key]
 
 
 class TapInput(torch.autograd.Function):

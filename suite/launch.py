@@ -20,13 +20,14 @@ from suite.cluster.cancelled import cancelled_stages, forget, grid_runs, note_aw
 from suite.cluster.profile import Profile, find_profile, load_profile
 from suite.cluster.reconcile import Reconciled, Todo, clear_published, reconcile
 from suite.cluster.show import clean, plural, say, size, table
-from suite.errors import Parser, UserError, guarded
+from suite.errors import DataError, Parser, UserError, guarded
 from suite.grid import MAX_CELLS, Plan, estimate, load_plan
 from suite.grid.expand import describe
 from suite.grid.subset import subset
 from suite.spec.datasets import dataset
 from suite.spec.stages import KINDS, Stage
 from suite.store import Store
+from suite.store.files import share_with_group
 from suite.store.retries import KINDS as FAILURE_KINDS
 
 if TYPE_CHECKING:
@@ -121,6 +122,8 @@ def main() -> int:
         return 0
     a = arguments
     profile = load_profile(find_profile(a.profile), store=a.store, slots=a.slots, max_in_flight=a.max_in_flight)
+    if profile.group_readable:
+        share_with_group()
     plan = subset(load_plan(a.grid, variant=a.variant, max_cells=a.max_cells), a.only)
     store = Store(Path(profile.store).absolute())
     if a.cancel:
@@ -263,8 +266,20 @@ def preflight(launch: Launch) -> None:
                 raise UserError(f"dataset {name!r} is not prepared and has no source", hint=hint)
             if base in sources and not Path(sources[base]).exists():
                 raise UserError(f"the source of dataset {base!r} does not exist", where=sources[base], hint=hint)
+            if base in sources:
+                look_at(stage.spec.dataset, Path(sources[base]))
         elif getattr(stage.spec, "weights", "") == "file" and not launch.profile.weights:
             raise UserError(f"{stage.label()} takes its weights from a file", hint="set `weights: DIR` in the profile")
+
+
+def look_at(name: str, source: Path) -> None:
+    """A cheap look at a dataset's source, so that a task does not wait for hours to find it incomplete."""
+    from suite.data.listing import check_listing
+
+    try:
+        check_listing(dataset(name), source)
+    except DataError as error:
+        raise UserError(error.what, where=error.where, hint=error.hint) from error
 
 
 def start(launch: Launch) -> int:

@@ -14,6 +14,7 @@ import os
 import sys
 import time
 import traceback
+from contextlib import suppress
 from dataclasses import fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,8 +29,11 @@ from suite.spec.stages import Stage, stage_from_json
 from suite.store import Artifact, Attempt, Record, Store
 from suite.store.artifacts import Corrupt
 from suite.store.attempts import Blocked, is_current, open_inputs
-from suite.store.files import read_json
+from suite.store.files import read_json, share_with_group
 from suite.store.retries import CUTTABLE, decide
+
+#: How long another node's artifact may stay invisible on a network file system.
+LATE_SECONDS = 60.0
 
 if TYPE_CHECKING:
     from suite.stages.context import Context, Outcome, Settings
@@ -58,6 +62,8 @@ def run_pack(run_dir: str, indices: list[int]) -> int:
     settings = _settings(run)
     stages = _stages(run, indices)
     _set_threads(settings.threads)
+    if settings.group_readable:
+        share_with_group()
     store = Store(settings.store)
     results = [run_stage(stage, store, settings) for stage in stages]
     return 0 if all(results) else 1
@@ -108,7 +114,7 @@ def _attempt(stage: Stage, store: Store, settings: Settings, micro_batches: int)
         from suite.stages.devices import usable_device
 
         device = usable_device(settings.device)
-        inputs = open_inputs(store, stage)
+        inputs = open_inputs(store, stage, LATE_SECONDS if os.environ.get("SLURM_JOB_ID") else 0.0)
         if _already(stage, store, inputs):
             _say("  already published")
             return True
@@ -200,8 +206,8 @@ def _record_failure(stage: Stage, store: Store, inputs: dict[str, Artifact], err
     try:
         Attempt(store, stage, inputs).fail(record)
     except InfraError as lost:  # the disk that failed the stage takes no record either; the log has both
-        print(f"  no record: {lost.line()}", file=sys.stderr)
-    print(f"  {status} ({error.kind}): {error.line()}", file=sys.stderr, flush=True)
+        _complain(f"no record: {lost.line()}")
+    _complain(f"{status} ({error.kind}): {error.line()}")
 
 
 def _no_run(file: Path, error: Exception) -> UserError:
@@ -252,7 +258,13 @@ def _set_threads(threads: int) -> None:
 
 
 def _say(text: str) -> None:
-    print(f"[{datetime.now(UTC):%H:%M:%S}] {text}", flush=True)
+    with suppress(OSError):  # a full disk that takes no line of the log stops nothing else
+        print(f"[{datetime.now(UTC):%H:%M:%S}] {text}", flush=True)
+
+
+def _complain(text: str) -> None:
+    with suppress(OSError):
+        print(f"  {text}", file=sys.stderr, flush=True)
 
 
 class _Progress:

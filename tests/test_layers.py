@@ -29,7 +29,7 @@ ALLOWED: dict[str, set[str]] = {
     "cluster": {"grid", "store", "methods"},
     "leaderboard": {"store"},
     "benchmarks": {"work", "stages", "grid", "data", "learn", "methods", "store"},
-    "launch": {"cluster", "grid", "store", "methods"},
+    "launch": {"cluster", "grid", "store", "methods", "data"},
     "status": {"cluster", "grid", "store"},
     "nights": {"cluster", "grid", "store"},
     "nightly": {"nights", "cluster", "grid", "store"},

@@ -22,6 +22,7 @@ from suite.errors import InfraError, UserError
 from suite.spec.keys import plain
 from suite.spec.stages import Stage, input_kind
 from suite.store import Attempt, Record, Store
+from suite.store.retries import decide
 
 #: submitit signals local jobs before their limit; stages here are bounded by what they compute, not by a clock.
 _LIMIT_MINUTES = 60 * 24 * 365
@@ -38,12 +39,14 @@ class Running:
         job: submitit's job.
         folder: Where its output goes.
         failed: Failed attempts of each stage before it started.
+        killed: Processes that the kernel had killed for memory before it started.
     """
 
     pack: tuple[int, ...]
     job: Any
     folder: Path
     failed: dict[int, int] = field(default_factory=dict)
+    killed: int = 0
 
 
 class Crew:
@@ -127,13 +130,13 @@ class Crew:
         executor = LocalExecutor(folder, python=shlex.quote(self.profile.python))
         gpu = [self.gpus[slot % len(self.gpus)]] if self.gpus else []
         executor.update_parameters(timeout_min=_LIMIT_MINUTES, gpus_per_node=len(gpu), visible_gpus=gpu)
-        failed = {i: self._failures(i) for i in pack}
+        failed, killed = {i: self._failures(i) for i in pack}, killed_for_memory()
         mark = process_mark(os.getpid()) or ""
         with as_worker(self.profile, **{LAUNCHER: mark}), _stderr_to(folder / "controller.err"):
             job = executor.submit(Pack(str(self.run.path), pack))
         self.run.arrays.append(Array(name, kind, [list(pack)], str(job.job_id)))
         self.run.save()
-        return Running(pack, job, folder, failed)
+        return Running(pack, job, folder, failed, killed)
 
     def _failures(self, index: int) -> int:
         stage = self.stages[index]
@@ -152,7 +155,8 @@ class Crew:
         """Account for stages that a finished process left without artifact and without record.
 
         If the process died (signal, memory), the stage it was at is recorded as failed and the ones behind it are
-        returned, to be run by another process. If it came back with an error, all of them are recorded with it.
+        returned, to be run by another process; so is the stage itself if smaller batches may help. If it came back with
+        an error, all of them are recorded with it.
         """
         untouched = [i for i in running.pack if not self._is_published(i) and self._failures(i) <= running.failed[i]]
         if not untouched:
@@ -160,17 +164,31 @@ class Crew:
         last = _last_line(running.folder)
         if running.job.paths.result_pickle.exists():
             for index in untouched:
-                self._record(index, f"the worker stopped: {last}", running.folder)
+                self._record(index, "infra", f"the worker stopped: {last}", running.folder)
             return ()
-        self._record(untouched[0], f"the process died: {last}", running.folder)
-        return tuple(untouched[1:])
+        if killed_for_memory() == running.killed:
+            self._record(untouched[0], "infra", f"the process died: {last}", running.folder)
+            return tuple(untouched[1:])
+        self._record(untouched[0], "oom", "the kernel killed the process: the host's memory ran out", running.folder)
+        stage = self.stages[untouched[0]]
+        smaller = decide(self.store.failures(stage.kind, stage.key)).micro_batches > 1
+        return tuple(untouched if smaller else untouched[1:])
 
-    def _record(self, index: int, message: str, folder: Path) -> None:
+    def _record(self, index: int, kind: str, message: str, folder: Path) -> None:
         stage = self.stages[index]
         record = Record(stage.kind, stage.key, "", "failed", plain(stage.spec))
         record.started = datetime.now(UTC).isoformat(timespec="seconds")
-        record.failure = {"kind": "infra", "message": f"{folder}: {message}"[:2000]}
+        record.failure = {"kind": kind, "message": f"{folder}: {message}"[:2000]}
         Attempt(self.store, stage, {}).fail(record)
+
+
+def killed_for_memory() -> int:
+    """How many processes the kernel has killed for lack of memory since it started; 0 where it does not say."""
+    try:
+        lines = Path("/proc/vmstat").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
 
 
 def _last_line(folder: Path) -> str:

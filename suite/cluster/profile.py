@@ -146,6 +146,7 @@ class Profile(Resources):
         pack_minutes: Stages are packed into Slurm tasks of about this many estimated minutes.
         loader_timeout: Seconds without a batch after which a loader counts as stalled.
         nightly: Budget and rules of nightly grids.
+        group_readable: Whether the account's group may read what is written, whatever the umask.
     """
 
     cluster: Literal["local", "slurm"] = "local"
@@ -167,6 +168,7 @@ class Profile(Resources):
     pack_minutes: Annotated[int, Field(ge=1, le=1440)] = 30
     loader_timeout: Annotated[float, Field(gt=0, le=86_400, strict=False)] = 300.0
     nightly: Nightly = Nightly()
+    group_readable: bool = False
 
     @model_validator(mode="after")
     def _consistent(self) -> Profile:
@@ -207,6 +209,7 @@ class Profile(Resources):
             "threads": self.threads,
             "device": self.device,
             "loader_timeout": self.loader_timeout,
+            "group_readable": self.group_readable,
         }
 
 

@@ -6,9 +6,7 @@ inputs, and all its inputs are done. Everything else runs again, for a reason th
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -85,8 +83,11 @@ def reconcile(
         What to run, what is done, what is held back.
     """
     result = Reconciled()
-    published = {kind: store.published(kind) for kind in {s.kind for s in plan.stages}}
-    tried = {kind: attempted(store, kind) for kind in published}
+    wanted: dict[str, set[str]] = {}
+    for stage in plan.stages:
+        wanted.setdefault(stage.kind, set()).add(stage.key)
+    published = {kind: store.published(kind, keys) for kind, keys in wanted.items()}
+    tried = {kind: store.attempted(kind, keys) for kind, keys in wanted.items()}
     digests: dict[Node, str] = {}
     waiting: dict[Node, Todo] = {}
     causes: dict[Node, str] = {}  # of stages that are held back: the one whose failure it is, and how it failed
@@ -116,16 +117,6 @@ def reconcile(
 
 def _inputs(stage: Stage) -> list[Node]:
     return [(input_kind(role), key) for role, key in stage.inputs.items()]
-
-
-def attempted(store: Store, kind: str) -> set[str]:
-    """Keys of a kind that were ever attempted: one scan of each fan-out directory."""
-    keys: set[str] = set()
-    with suppress(FileNotFoundError), os.scandir(store.root / kind) as fans:
-        for fan in fans:
-            with suppress(NotADirectoryError), os.scandir(fan.path) as homes:
-                keys.update(h.name for h in homes)
-    return keys
 
 
 def _check(index: int, stage: Stage, store: Store, digests: dict[Node, str], waiting: dict[Node, Todo]) -> Todo | None:

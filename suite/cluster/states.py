@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from suite.cluster.cancelled import cancelled_stages
 from suite.cluster.query import QueryFailed, Task, in_flight, user_tasks
-from suite.cluster.reconcile import Todo, attempted, reconcile
+from suite.cluster.reconcile import Todo, reconcile
 from suite.cluster.runs import runs_of_jobs
 from suite.cluster.words import LIVE
 from suite.spec.stages import Stage
@@ -76,7 +76,7 @@ def states(plan: Plan, store: Store) -> Picture:
     seen = reconcile(plan, store, cancelled=cancelled_stages(store, plan.name))
     items = {t.index: t for t in (*seen.todo, *seen.held)}
     tasks, note = _ask(store) if items else ({}, "")
-    homes = {kind: attempted(store, kind) for kind in {s.kind for s in plan.stages}} if items else {}
+    homes = {kind: store.attempted(kind) for kind in {s.kind for s in plan.stages}} if items else {}
     found = []
     for index, stage in enumerate(plan.stages):
         item = items.get(index)

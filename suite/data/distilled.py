@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
+from suite.data.tensors import save_tensors
 from suite.errors import DataError
 
 
@@ -29,6 +30,9 @@ class DistilledSet:
         Raises:
             DataError: If shapes, dtypes or the order of classes differ.
         """
+        for name, value in (("images", self.images), ("labels", self.labels)):
+            if not isinstance(value, torch.Tensor):
+                raise DataError(f"distilled {name} are {type(value).__name__}", hint="a tensor is the contract")
         expected = torch.arange(classes).repeat_interleave(ipc)
         if self.images.dtype != torch.uint8 or self.images.shape != (classes * ipc, 3, size, size):
             raise DataError(
@@ -43,7 +47,7 @@ class DistilledSet:
         """Write one safetensors file; classes take the whole bytes that they need, as storage counts them."""
         last = int(self.labels.max())
         dtype = next(d for d in (torch.uint8, torch.int16, torch.int32) if last <= torch.iinfo(d).max)
-        save_file({"images": self.images.cpu().contiguous(), "labels": self.labels.cpu().to(dtype)}, path)
+        save_tensors(path, {"images": self.images.cpu().contiguous(), "labels": self.labels.cpu().to(dtype)})
 
     @staticmethod
     def load(path: Path) -> DistilledSet:

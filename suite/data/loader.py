@@ -18,7 +18,7 @@ import torch
 from suite.data.beton import check_beton
 from suite.data.ffcv_stream import FfcvStream, require_ffcv
 from suite.data.folder_stream import FolderStream
-from suite.data.sources import SPLITS
+from suite.data.listing import SPLITS
 from suite.errors import DataError
 
 LOADERS = ("ffcv", "torchvision")

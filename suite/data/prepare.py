@@ -18,7 +18,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from suite.data.sources import SPLITS, Selection, open_source, select
+from suite.data.listing import SPLITS, first_three
+from suite.data.sources import Selection, open_source, select
 from suite.data.writer import Samples, write_beton, write_folder
 from suite.errors import DataError, InfraError, OutOfMemory, SuiteError, UserError
 from suite.spec.datasets import REGISTRY, Dataset, dataset
@@ -115,8 +116,6 @@ def _info(spec: PrepareSpec, facts: Dataset, selection: Selection, sums: dict[st
 
 def unreadable(bad: list[str], where: str) -> DataError:
     """The error that names the first three images that could not be decoded."""
-    from suite.data.sources import first_three
-
     return DataError(f"{len(bad)} unreadable images: {first_three(bad)}", where=where)
 
 

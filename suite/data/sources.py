@@ -22,12 +22,10 @@ from typing import IO, Protocol, cast
 import numpy as np
 from PIL import Image
 
+from suite.data.listing import EXPECTED, SPLITS, class_names, first_three, is_image, source_root
 from suite.errors import DataError, InfraError, UserError
-from suite.spec.datasets import REGISTRY, Dataset
+from suite.spec.datasets import Dataset
 
-SPLITS = ("train", "val")
-#: What torchvision's ImageFolder reads too.
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 _CHUNK = 4 << 20
 
 
@@ -134,11 +132,7 @@ class FolderSource:
 
     def __init__(self, path: Path) -> None:
         self.where = str(path)
-        self.root = path
-        if not (path / "train").is_dir():
-            inner = [p for p in path.iterdir() if p.is_dir() and not p.name.startswith(".")]
-            if len(inner) == 1 and (inner[0] / "train").is_dir():
-                self.root = inner[0]
+        self.root = source_root(path)
 
     def items(self) -> list[Item]:
         """All images below train/ and val/."""
@@ -314,13 +308,6 @@ def _item(split: str, parts: tuple[str, ...], place: object) -> Item:
     return Item(split, parts[0], "/".join(parts[1:]), place)
 
 
-def first_three(names: Iterable[str], count: int = 3) -> str:
-    """The first names, and how many more there are."""
-    names = list(names)
-    more = f" and {len(names) - count} more" if len(names) > count else ""
-    return ", ".join(names[:count]) + more
-
-
 def select(dataset: Dataset, source: Source) -> Selection:
     """Choose a variant's images, after checking that the source is what the registry says.
 
@@ -332,7 +319,7 @@ def select(dataset: Dataset, source: Source) -> Selection:
             or a class has fewer than N training images. The first three offenders are named.
     """
     by_split = by_class(source)
-    classes = _classes(dataset, source, by_split)
+    classes = class_names(dataset, by_split["train"], by_split["val"], source.where)
     empty = [f"{s}/{c}" for s in SPLITS for c in classes if not by_split[s].get(c)]
     if empty:
         raise DataError(f"no images in {first_three(empty)}", where=source.where)
@@ -356,21 +343,20 @@ def by_class(source: Source, splits: tuple[str, ...] = SPLITS) -> dict[str, dict
     by_split: dict[str, dict[str, list[Item]]] = {s: {} for s in SPLITS}
     flat = []
     for item in source.items():
-        is_image = item.name.lower().endswith(EXTENSIONS)
+        image = is_image(item.name)
         if not item.label:
-            if is_image:
+            if image:
                 flat.append(item.path.replace("//", "/"))
             continue
         images = by_split[item.split].setdefault(item.label, [])
-        if is_image:
+        if image:
             images.append(item)
     if flat:
-        hint = "expected train/CLASS/file and val/CLASS/file"
-        raise DataError(f"images outside class directories: {first_three(sorted(flat))}", where=source.where, hint=hint)
+        what = f"images outside class directories: {first_three(sorted(flat))}"
+        raise DataError(what, where=source.where, hint=EXPECTED)
     missing = [f"{s}/" for s in splits if not by_split[s]]
     if missing:
-        hint = "expected train/CLASS/file and val/CLASS/file"
-        raise DataError(f"no class directories in {' and '.join(missing)}", where=source.where, hint=hint)
+        raise DataError(f"no class directories in {' and '.join(missing)}", where=source.where, hint=EXPECTED)
     duplicates = _duplicates(i for s in SPLITS for images in by_split[s].values() for i in images)
     if duplicates:
         raise DataError(f"listed twice: {first_three(duplicates)}", where=source.where)
@@ -380,17 +366,3 @@ def by_class(source: Source, splits: tuple[str, ...] = SPLITS) -> dict[str, dict
 def _duplicates(items: Iterable[Item]) -> list[str]:
     seen: set[str] = set()
     return [i.path for i in items if i.path in seen or seen.add(i.path)]  # type: ignore[func-returns-value]
-
-
-def _classes(dataset: Dataset, source: Source, by_split: dict[str, dict[str, list[Item]]]) -> list[str]:
-    train, val = sorted(by_split["train"]), sorted(by_split["val"])
-    if train != val:
-        missing = [f"val/{c}" for c in train if c not in by_split["val"]]
-        missing += [f"train/{c}" for c in val if c not in by_split["train"]]
-        raise DataError(f"train and val have different classes: no {first_three(missing)}", where=source.where)
-    subset = dataset.classes < REGISTRY[dataset.base].classes
-    if len(train) < dataset.classes or (len(train) > dataset.classes and not subset):
-        what = f"{len(train)} classes where {dataset.name} has {dataset.classes}: {first_three(train)}"
-        hint = f"{dataset.base}-c{len(train)} is the variant with these" if 1 < len(train) < dataset.classes else ""
-        raise DataError(what, where=source.where, hint=hint)
-    return train[: dataset.classes]

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from suite.data.distilled import DistilledSet
-from suite.errors import DataError, InfraError, NumericError
+from suite.data.tensors import save_tensors
+from suite.errors import DataError, NumericError
 from suite.learn.ensembles import label_logits
 from suite.learn.teachers import Teacher
 from suite.learn.view_plans import Renderer, ViewPlan
@@ -66,10 +66,7 @@ def write_vectors(
     labels = torch.cat(rows).cpu()
     if not bool(labels.isfinite().all()):
         raise NumericError("teacher logits of distilled images are not finite")
-    try:
-        save_file({"labels": labels}, path, {"format": FORMAT})
-    except (OSError, SafetensorError) as error:
-        raise InfraError(f"cannot write the label vectors: {error}", where=str(path)) from error
+    save_tensors(path, {"labels": labels}, {"format": FORMAT})
     return images * len(teachers)
 
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import nn
 
+from suite.data.tensors import save_tensors
 from suite.errors import DataError
 from suite.learn.taps import BN, CONV, InputHooks, full_precision, patches, running_statistics
 
@@ -114,7 +114,7 @@ class ClassStatistics:
             "patch": self.patch,
         }
         # One entry: safetensors writes several in an order that changes from process to process.
-        save_file(tensors, path, metadata={"statistics": json.dumps(header)})
+        save_tensors(path, tensors, {"statistics": json.dumps(header)})
 
     @staticmethod
     def load(path: Path) -> ClassStatistics:

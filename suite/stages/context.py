@@ -33,6 +33,7 @@ class Settings:
         threads: CPU threads a process; the same everywhere, since sums depend on it in the last bit.
         device: `auto`, `cpu` or `cuda`.
         loader_timeout: Seconds without a batch after which a loader counts as stalled.
+        group_readable: Whether the account's group may read what is written.
     """
 
     store: str
@@ -41,6 +42,7 @@ class Settings:
     threads: int = 1
     device: str = "auto"
     loader_timeout: float = 300.0
+    group_readable: bool = False
 
 
 @dataclass

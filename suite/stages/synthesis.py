@@ -6,10 +6,12 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from suite.errors import UserError
+from suite.data.distilled import DistilledSet
+from suite.errors import DataError, UserError
 from suite.learn.job import Job
 from suite.learn.statistics import ClassStatistics
 from suite.methods import get
+from suite.spec.datasets import Dataset
 from suite.stages.context import Context, Outcome, costs, metered, summed
 
 
@@ -33,7 +35,7 @@ def run(context: Context) -> Outcome:
     )
     with metered(context.device) as cost:
         distilled = method.synthesize(job)
-    distilled.check(facts.classes, spec.ipc, facts.size).save(context.dir / "distilled.safetensors")
+    kept(distilled, spec.method, facts, spec.ipc).save(context.dir / "distilled.safetensors")
     cost |= {
         "image_iterations": int(job.counters.image_iterations),
         "forward_images": int(job.counters.forward_images),
@@ -41,3 +43,13 @@ def run(context: Context) -> Outcome:
     }
     upstream: dict[str, Any] = {kind: summed(costs(context.roles(kind))) for kind in ("teacher", "statistics")}
     return Outcome(cost, upstream={k: v for k, v in upstream.items() if v})
+
+
+def kept(distilled: object, method: str, facts: Dataset, ipc: int) -> DistilledSet:
+    """What a method handed back, if it keeps the contract; else the fault is in the method's code."""
+    if not isinstance(distilled, DistilledSet):
+        raise UserError(f"method {method!r} returned {type(distilled).__name__}", hint="a DistilledSet is the contract")
+    try:
+        return distilled.check(facts.classes, ipc, facts.size)
+    except DataError as error:
+        raise UserError(f"method {method!r}: {error.what}", hint=error.hint) from error

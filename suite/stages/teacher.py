@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
+from suite.data.tensors import save_tensors
 from suite.errors import UserError
 from suite.learn.teachers import load_teacher, train_teacher, trained_epochs
 from suite.stages.context import Context, Outcome, metered
@@ -25,7 +25,7 @@ def run(context: Context) -> Outcome:
         with metered(context.device) as cost:
             state, numbers = _existing(context), {}
     tensors = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in state.items()}
-    save_file(tensors, context.dir / "weights.safetensors")
+    save_tensors(context.dir / "weights.safetensors", tensors)
     write_json(context.dir / "metrics.json", numbers)
     return Outcome(cost, numbers=numbers)
 

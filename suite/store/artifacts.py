@@ -12,19 +12,30 @@ from __future__ import annotations
 import os
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from suite.errors import DataError, UserError
+from suite.errors import DataError, InfraError, UserError
 from suite.spec.keys import canonical, digest
 from suite.spec.stages import Stage
-from suite.store.files import dump_json, fingerprint, fsync_dir, read_json, sha256, write_json
+from suite.store.files import dump_json, fingerprint, fsync_dir, patiently, read_json, sha256, write_json
 from suite.store.records import SCHEMA, Record
 
 MANIFEST, RECORD = "manifest.json", "record.json"
+#: What the file system says of an artifact that is not what was published. All else, e.g. a colleague's permissions,
+#: says nothing about the artifact and is handed on.
+_OTHER_SHAPE = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+
+
+#: Up to so many keys are looked up one by one, however many artifacts lie beside them.
+_FEW = 1000
+
+
+def _is_dir(path: str) -> bool:
+    return os.path.isdir(path)  # noqa: PTH112 - a Path each would take most of the time of 300,000 of them
 
 
 class Corrupt(DataError):
@@ -88,13 +99,31 @@ class Store:
         """The directory of a stage."""
         return self.root / kind / key[:2] / key
 
-    def published(self, kind: str) -> set[str]:
-        """Keys of a kind that have a published directory, verified or not: one scan of each fan-out directory."""
+    def published(self, kind: str, among: Collection[str] | None = None) -> set[str]:
+        """Keys of a kind that have a published directory, verified or not.
+
+        Args:
+            kind: The kind.
+            among: Where only these keys matter: a few are looked up one by one; else each fan-out directory is scanned.
+        """
+        if among is not None and len(among) <= _FEW:
+            return {key for key in among if _is_dir(f"{self.home(kind, key)}/out")}
         keys: set[str] = set()
         with suppress(FileNotFoundError), os.scandir(self.root / kind) as fans:
             for fan in fans:
                 with suppress(NotADirectoryError), os.scandir(fan.path) as homes:
-                    keys.update(h.name for h in homes if Path(h.path, "out").is_dir())
+                    keys.update(h.name for h in homes if _is_dir(f"{h.path}/out"))
+        return keys
+
+    def attempted(self, kind: str, among: Collection[str] | None = None) -> set[str]:
+        """Keys of a kind that were ever attempted; arguments are those of `published`."""
+        if among is not None and len(among) <= _FEW:
+            return {key for key in among if _is_dir(str(self.home(kind, key)))}
+        keys: set[str] = set()
+        with suppress(FileNotFoundError), os.scandir(self.root / kind) as fans:
+            for fan in fans:
+                with suppress(NotADirectoryError), os.scandir(fan.path) as homes:
+                    keys.update(h.name for h in homes)
         return keys
 
     def open(self, kind: str, key: str) -> Artifact:
@@ -106,10 +135,16 @@ class Store:
             FileNotFoundError: If nothing is published.
             Corrupt: If what is published does not verify.
         """
+        return patiently(lambda: self._open(kind, key))
+
+    def _open(self, kind: str, key: str) -> Artifact:
         home = self.home(kind, key)
         out = home / "out"
         if not out.is_dir():
             raise FileNotFoundError(str(out))
+        for path in (home, out):
+            if path.is_symlink():  # publishing renames a directory; a link may lead anywhere
+                raise Corrupt(f"a link to {path.readlink()}, not a directory", where=str(path))
         manifest = self._manifest(out, kind, key)
         self._verify(home, out, manifest)
         return Artifact(out, manifest)
@@ -118,7 +153,7 @@ class Store:
         where = str(out / MANIFEST)
         try:
             m = read_json(out / MANIFEST)
-        except (OSError, ValueError) as error:
+        except (*_OTHER_SHAPE, ValueError) as error:
             raise Corrupt(f"manifest unreadable ({type(error).__name__})", where=where) from error
         if not isinstance(m, dict) or not isinstance(m.get("schema"), int):
             raise Corrupt("not a manifest", where=where)
@@ -132,6 +167,8 @@ class Store:
             whole = False
         if not whole:
             raise Corrupt("manifest was changed after it was written", where=where)
+        if outside := [n for n in (*m["files"], *m["records"]) if not _is_inside(n)]:
+            raise Corrupt(f"manifest names {outside[0]!r}, outside the artifact", where=where)
         return m
 
     def _verify(self, home: Path, out: Path, manifest: dict[str, Any]) -> None:
@@ -147,7 +184,7 @@ class Store:
             path = out / name
             try:
                 mark = fingerprint(path)
-            except OSError as error:
+            except _OTHER_SHAPE as error:
                 raise Corrupt("missing file", where=str(path)) from error
             if path.is_symlink() or mark[0] != size:
                 raise Corrupt(f"{mark[0]} bytes where the manifest says {size}", where=str(path))
@@ -155,7 +192,7 @@ class Store:
                 raise Corrupt("SHA-256 differs from the manifest", where=str(path))
             fresh[name] = mark
         if fresh != known:
-            with suppress(DataError, OSError):  # a reader without write access verifies again next time
+            with suppress(InfraError):  # a full disk, or a reader without write access: it is hashed again next time
                 write_json(home / "verified.json", fresh)
 
     def quarantine(self, kind: str, key: str, why: str) -> Path | None:
@@ -164,6 +201,10 @@ class Store:
         Records of attempts that failed before it was published go with it: they say nothing about the next one.
         """
         home = self.home(kind, key)
+        if home.is_symlink():  # what it leads to is not ours
+            aside = home.with_name(f"{key}-{why}-{time.time_ns()}")
+            home.rename(aside)
+            return aside
         target = home / "quarantine" / f"{why}-{time.time_ns()}-{os.getpid()}"
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -179,7 +220,7 @@ class Store:
         """Records of a stage's attempts that did not publish, oldest first."""
         folder = self.home(kind, key) / "failed"
         try:
-            return [Record.from_json(read_json(p)) for p in sorted(folder.glob("*.json"))]
+            return [Record.from_json(read_json(p)) for p in sorted(folder.glob("*.json"), key=_number)]
         except FileNotFoundError:
             return []
 
@@ -193,6 +234,18 @@ class Store:
         """Directories of attempts that are running, or were killed."""
         folder = self.home(kind, key) / "attempts"
         return sorted(p for p in folder.glob("*") if p.is_dir())
+
+
+def _number(path: Path) -> tuple[int, str]:
+    """Attempts are ordered by the counter in their names, never by a clock: hosts disagree about the time."""
+    count = path.name.partition("-")[0]
+    return (int(count) if count.isdigit() else -1, path.name)
+
+
+def _is_inside(name: str) -> bool:
+    """Whether a file's name stays below the directory that it is relative to, spelt in the one way that we write."""
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts and "\0" not in name and str(path) == name
 
 
 def seal(manifest: dict[str, Any]) -> str:

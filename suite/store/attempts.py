@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+import time
 import uuid
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -69,9 +71,7 @@ class Attempt:
         self._sign(record)
         write_json(self.dir / RECORD, record.to_json())
         fault_point(self.stage.kind, "recorded")
-        for path in self.dir.rglob("*"):
-            if path.is_file():
-                fsync_file(path)
+        self._make_durable()
         manifest = build_manifest(self.stage, self.name, self.inputs, self.dir)
         write_json(self.dir / MANIFEST, manifest)
         fsync_dir(self.dir)
@@ -92,9 +92,20 @@ class Attempt:
                     continue
             fsync_dir(self.home)
             self.published = True
-            write_json(self.home / "verified.json", marks)
+            with suppress(InfraError):  # a full disk takes the artifact and not these marks: it is hashed once more
+                write_json(self.home / "verified.json", marks)
             return Artifact(self.home / "out", manifest)
         raise InfraError("cannot publish: another process keeps replacing the artifact", where=str(self.home))
+
+    def _make_durable(self) -> None:
+        """Bring every file to the disk; some file systems say only now that it is full."""
+        for path in self.dir.rglob("*"):
+            if path.is_file():
+                try:
+                    fsync_file(path)
+                except OSError as error:
+                    what = f"cannot write {path.stat().st_size} bytes: {error.strerror}"
+                    raise InfraError(what, where=str(path)) from error
 
     def _sign(self, record: Record) -> None:
         record.attempt, record.number, record.inputs = self.name, self.number, self.inputs
@@ -136,8 +147,14 @@ class Blocked(DataError):
         self.stage = stage
 
 
-def open_inputs(store: Store, stage: Stage) -> dict[str, Artifact]:
+def open_inputs(store: Store, stage: Stage, patience: float = 0.0) -> dict[str, Artifact]:
     """Open and verify every input of a stage, by role.
+
+    Args:
+        store: Where they are.
+        stage: What needs them.
+        patience: Seconds to wait for an input that is not there and has not failed: network file systems show what
+            another node has published some seconds later.
 
     Raises:
         Blocked: If one is missing or does not verify, with the failure of its last attempt if it has one.
@@ -145,6 +162,8 @@ def open_inputs(store: Store, stage: Stage) -> dict[str, Artifact]:
     opened: dict[str, Artifact] = {}
     for role, key in stage.inputs.items():
         kind = input_kind(role)
+        if patience:
+            _await(store, kind, key, patience)
         try:
             opened[role] = store.open(kind, key)
         except Corrupt as error:
@@ -152,6 +171,18 @@ def open_inputs(store: Store, stage: Stage) -> dict[str, Artifact]:
         except FileNotFoundError as error:
             raise Blocked(f"{kind} {key}", _why_missing(store, kind, key)) from error
     return opened
+
+
+def _await(store: Store, kind: str, key: str, patience: float) -> None:
+    """Wait until an artifact shows, or its failure does, or patience is over."""
+    home, pause = store.home(kind, key), 0.1
+    deadline = time.monotonic() + patience
+    while not (home / "out").is_dir() and not (home / "failed").is_dir() and time.monotonic() < deadline:
+        time.sleep(pause)
+        pause = min(2 * pause, 2.0)
+        for folder in (home.parent.parent, home.parent, home):
+            with suppress(OSError), os.scandir(folder):  # opening it makes the client ask the server again
+                pass
 
 
 def _why_missing(store: Store, kind: str, key: str) -> str:

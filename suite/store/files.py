@@ -2,18 +2,48 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from suite.errors import InfraError
+
+T = TypeVar("T")
 
 _CHUNK = 1 << 20
 #: No JSON file of the suite is larger; a bigger one is not read.
 MAX_JSON = 512 << 20
+#: Seconds between tries after a stale handle.
+_PAUSES = (0.1, 0.3, 1.0, 3.0)
+
+
+def patiently(function: Callable[[], T]) -> T:
+    """Call a function that may be called twice, again and again while it meets stale handles, some seconds at most.
+
+    A network file system answers ESTALE where another machine has just replaced what a name stood for.
+
+    Raises:
+        OSError: What the function raises, ESTALE too once the patience is over.
+    """
+    for pause in _PAUSES:
+        try:
+            return function()
+        except OSError as error:
+            if error.errno != errno.ESTALE:
+                raise
+        time.sleep(pause)
+    return function()
+
+
+def share_with_group() -> None:
+    """Let the group read what this process writes from now on, whatever the account's umask."""
+    os.umask(os.umask(0o077) & ~0o050)
 
 
 def fsync_dir(path: Path) -> None:
@@ -38,13 +68,17 @@ def write_bytes(path: Path, data: bytes) -> None:
         InfraError: If the file system refuses (full, read-only); the old file, if any, is untouched.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+
+    def write() -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as f:
             f.write(data)
             f.flush()
             os.fsync(f.fileno())
         temporary.replace(path)
+
+    try:
+        patiently(write)
     except OSError as error:
         with suppress(OSError):  # a read-only file system refuses this too
             temporary.unlink(missing_ok=True)

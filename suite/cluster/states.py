@@ -76,7 +76,10 @@ def states(plan: Plan, store: Store) -> Picture:
     seen = reconcile(plan, store, cancelled=cancelled_stages(store, plan.name))
     items = {t.index: t for t in (*seen.todo, *seen.held)}
     tasks, note = _ask(store) if items else ({}, "")
-    homes = {kind: store.attempted(kind) for kind in {s.kind for s in plan.stages}} if items else {}
+    wanted: dict[str, set[str]] = {}
+    for stage in plan.stages if items else ():
+        wanted.setdefault(stage.kind, set()).add(stage.key)
+    homes = {kind: store.attempted(kind, keys) for kind, keys in wanted.items()}
     found = []
     for index, stage in enumerate(plan.stages):
         item = items.get(index)

@@ -192,7 +192,7 @@ def print_plan(launch: Launch) -> None:
             "planned": range(len(plan.stages)),
             "done": state.done,
             "in flight": launch.flying,
-            "held": [t.index for t in state.held],
+            "held": [t.index for t in state.held if t.index not in launch.flying],
             "to run": [t.index for t in launch.todo],
         }.items()
     }
@@ -233,7 +233,9 @@ def retry_hint(held: list[Todo]) -> str:
 def nothing_to_do(launch: Launch) -> int:
     """Say so, and what comes next."""
     if launch.flying:
-        say(f"nothing to submit: {plural(len(launch.flying), 'stage')} in flight")
+        held = len([t for t in launch.state.held if t.index not in launch.flying])
+        more = f", {plural(held, 'stage')} held back" if held else ""
+        say(f"nothing to submit: {plural(len(launch.flying), 'stage')} in flight{more}")
         if launch.arguments.wait:
             return wait(launch)
         say(f"next: {launch.command('suite.status')}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, TextIO
@@ -11,12 +10,10 @@ if TYPE_CHECKING:
     from rich.console import Group
     from rich.table import Table
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
-
 
 def clean(text: object, limit: int = 300) -> str:
-    """One printable line: control characters (and with them escape sequences) become spaces, long text is cut."""
-    line = " ".join(_CONTROL.sub(" ", str(text)).split())
+    """One printable line: what drives a terminal (escapes, direction marks) becomes a space, long text is cut."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
     return line if len(line) <= limit else line[: limit - 3] + "..."
 
 

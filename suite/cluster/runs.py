@@ -3,6 +3,7 @@
 <store>/runs/<grid>/<run id>/
     settings.json   what workers need to know about the place
     stages.jsonl    line i is stage i of this run
+    keys.txt        its kind and key: what a look at a run needs, a thirtieth of the bytes
     jobs.json       the arrays: names, packs, and job ids once Slurm has given them
     adopted.json    job ids that a later launch found by the names, if this one died before it wrote them down
     logs/           what workers printed, and submitit's own files
@@ -127,6 +128,7 @@ def create_run(store: Store, name: str, stages: list[Stage], profile: Profile) -
     write_json(run.path / "settings.json", profile.settings(store.root.absolute()))
     lines = "".join(json.dumps(s.to_json(), sort_keys=True, allow_nan=False) + "\n" for s in stages)
     write_bytes(run.path / "stages.jsonl", lines.encode())
+    write_bytes(run.path / "keys.txt", "".join(f"{kind} {key}\n" for kind, key in run.keys).encode())
     return run
 
 
@@ -137,6 +139,16 @@ def _adopted(path: Path) -> dict[str, str]:
         return {}
 
 
+def _keys(path: Path) -> list[tuple[str, str]]:
+    """(kind, key) of a run's stages; from the stages themselves in runs that were begun before there was `keys.txt`."""
+    try:
+        words = [line.partition(" ") for line in (path / "keys.txt").read_text().splitlines()]
+        return [(kind, key) for kind, _, key in words]
+    except FileNotFoundError:
+        with (path / "stages.jsonl").open(encoding="utf-8") as lines:
+            return [(s["kind"], s["key"]) for s in map(json.loads, lines)]
+
+
 def load_run(path: Path) -> Run | None:
     """Read a run's directory; None if its launch did not get as far as naming its jobs."""
     try:
@@ -145,8 +157,7 @@ def load_run(path: Path) -> Run | None:
         adopted = _adopted(path)
         for array in run.arrays:
             array.job = array.job or adopted.get(array.name)
-        with (path / "stages.jsonl").open() as lines:
-            run.keys = [(s["kind"], s["key"]) for s in map(json.loads, lines)]
+        run.keys = _keys(path)
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return run

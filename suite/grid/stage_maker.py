@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import fields
+from operator import attrgetter
 from typing import Any
 
 from suite.spec.keys import canonical, digest
@@ -14,31 +16,25 @@ class StageMaker:
     """Makes stages like `Stage.make`, with the canonical JSON of shared parts (recipes, parameters) written once."""
 
     def __init__(self) -> None:
-        self._scalars: dict[tuple[type, Any], str] = {}
-        self._shared: dict[int, tuple[Any, str]] = {}
-        self._fields: dict[type, list[tuple[str, str]]] = {}
+        #: Canonical JSON by the value's id; the value is kept beside it, so that its id stays its own.
+        self._texts: dict[int, tuple[Any, str]] = {}
+        self._fields: dict[type, tuple[list[str], Callable[[Any], tuple[Any, ...]]]] = {}
 
     def make(self, kind: str, spec: Any, inputs: dict[str, str]) -> Stage:
         """The same as `Stage.make(kind, spec, inputs)`."""
-        names = self._fields.get(type(spec))
-        if names is None:
-            names = [(f"{json.dumps(n)}:", n) for n in sorted(f.name for f in fields(spec))]
-            self._fields[type(spec)] = names
-        text = self._text
-        body = ",".join([head + text(getattr(spec, name)) for head, name in names])
-        roles = ",".join([f"{text(role)}:{text(key)}" for role, key in sorted(inputs.items())])
+        heads, values = self._fields.get(type(spec)) or self._describe(type(spec))
+        body = ",".join([head + self._text(value) for head, value in zip(heads, values(spec), strict=True)])
+        roles = ",".join([f"{self._text(role)}:{self._text(key)}" for role, key in sorted(inputs.items())])
         whole = f'{{"inputs":{{{roles}}},"kind":"{kind}","spec":{{{body}}},"version":{VERSIONS[kind]}}}'
         return Stage(kind, spec, inputs, digest(whole)[:16])
 
+    def _describe(self, cls: type) -> tuple[list[str], Callable[[Any], tuple[Any, ...]]]:
+        names = sorted(f.name for f in fields(cls))
+        found = self._fields[cls] = ([f"{json.dumps(n)}:" for n in names], attrgetter(*names))
+        return found
+
     def _text(self, value: Any) -> str:
-        if value is None or isinstance(value, str | int):
-            entry = (type(value), value)
-            found = self._scalars.get(entry)
-            if found is None:
-                found = self._scalars[entry] = canonical(value)
-            return found
-        shared = self._shared.get(id(value))
-        if shared is None:
-            # The value is kept beside its text, so that its id stays its own.
-            shared = self._shared[id(value)] = (value, canonical(value))
-        return shared[1]
+        entry = self._texts.get(id(value))
+        if entry is None:
+            entry = self._texts[id(value)] = (value, canonical(value))
+        return entry[1]

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from suite.errors import UserError, did_you_mean
 
@@ -88,6 +89,7 @@ REGISTRY: dict[str, Dataset] = {
 _SUFFIXES = re.compile(r"(?:-c(?P<c>[1-9]\d*))?(?:-n(?P<n>[1-9]\d*))?(?:-s(?P<s>[1-9]\d*))?")
 
 
+@lru_cache(maxsize=1024)
 def dataset(name: str, where: str = "") -> Dataset:
     """Look a dataset up by the name that a grid uses.
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from suite.cluster.profile import Profile, find_profile, load_profile
 from suite.cluster.reconcile import reconcile
-from suite.cluster.show import plural, say
+from suite.cluster.show import clean, plural, say
 from suite.errors import InfraError, Parser, UserError, guarded
 from suite.grid import MAX_CELLS, Plan, load_plan
 from suite.nights.budget import Figures, check, expected
@@ -196,7 +196,7 @@ def record(task: Task, place: Place, stopped: bool, seconds: float) -> Night:
         started=place.started.isoformat(timespec="seconds"),
         seconds=seconds,
         ended="stopped" if stopped else "complete",
-        commit=", ".join(found.commits) or "unknown",
+        commit=_code(found.commits),
         planned=len(task.plan.stages),
         published=found.published,
         unreached=found.unreached,
@@ -205,6 +205,11 @@ def record(task: Task, place: Place, stopped: bool, seconds: float) -> Night:
         failures=tuple(found.failures),
         findings=tuple(compare(found.rows, found.timings, task.earlier, accepted(task.folder), limits)),
     )
+
+
+def _code(commits: Sequence[str]) -> str:
+    others = f" and {len(commits) - 1} other states of the code" if len(commits) > 1 else ""
+    return f"{commits[0]}{others}" if commits else "unknown"
 
 
 def conclude(task: Task, place: Place, night: Night, figures: Figures) -> str:
@@ -236,7 +241,7 @@ def _report(task: Task, place: Place) -> str:
     words += ["--out", str(out), *(["--variant", task.arguments.variant] if task.arguments.variant else [])]
     done = subprocess.run(words, capture_output=True, text=True, errors="replace", check=False)
     if done.returncode:
-        return f"no report: {(done.stderr.strip().splitlines() or ['no message'])[-1]}\n"
+        return f"no report: {clean((done.stderr.strip().splitlines() or ['no message'])[-1])}\n"
     return f"report: {out / task.plan.name / 'index.html'}\n"
 
 

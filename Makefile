@@ -8,6 +8,8 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
   $$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 RUN := $(VENV)/bin/python
 MARK ?= not slow
+# Test processes at once; each computes on one thread. A file's tests stay together: they share what is slow to start.
+JOBS ?= auto
 export PYTHONUNBUFFERED := 1
 
 .PHONY: demo test slow lint install install-dev clean-venv
@@ -18,7 +20,7 @@ demo: $(VENV)/.installed
 
 test: lint
 	@.ci/system-packages slurm browser || [ $$? -eq 3 ]
-	$(VENV)/bin/pytest -m "$(MARK)" --durations=15
+	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -n $(JOBS) --dist loadfile -m "$(MARK)" --durations=15
 
 slow: MARK = slow
 slow: test

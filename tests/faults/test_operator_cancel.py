@@ -69,7 +69,7 @@ def place(slurm_cluster: SlurmCluster, tmp_path: Path) -> Site:  # noqa: F811
 
 def test_what_was_cancelled_says_so_and_runs_again_only_with_retry_cancelled(place: Site, tmp_path: Path) -> None:
     """One task, then an array, then everything; `scancel` for the first two, `--cancel` for the third."""
-    grid = toy_grid(tmp_path, seeds=3)
+    grid = toy_grid(tmp_path, seeds=30)  # short stages share tasks: three of them an array
     plan = load_plan(grid)
     keys = {kind: [s.key for s in plan.stages if s.kind == kind] for kind in ("prepare", "synthesis", "evaluation")}
     place.launch(grid, seconds=300)
@@ -77,9 +77,9 @@ def test_what_was_cancelled_says_so_and_runs_again_only_with_retry_cancelled(pla
     place.cluster.call("scancel", f"{place.job('toy', 'evaluation')}_1")
     found = place.states(grid)
     one = place.stages_of_task("toy", "evaluation", 1)
-    assert {found[key] for key in one} == {"cancelled"} and len(one) < 3
+    assert {found[key] for key in one} == {"cancelled"} and 0 < len(one) < 30
     text = place.launch(grid)
-    assert "1 cancelled" in text and "--retry cancelled" in text and "in flight" in text
+    assert f"{len(one)} cancelled" in text and "--retry cancelled" in text and "in flight" in text
     assert len(place.runs("toy")) == 1, "nothing was submitted"
 
     place.cluster.call("scancel", place.job("toy", "synthesis"))
@@ -99,7 +99,7 @@ def test_what_was_cancelled_says_so_and_runs_again_only_with_retry_cancelled(pla
     assert len(place.runs("toy")) == 1, "nothing was submitted"
 
     text = place.launch(grid, "--retry", "cancelled", "--wait")
-    assert "done: 7 stages published" in text
+    assert "done: 61 stages published" in text
     assert set(place.states(grid).values()) == {"done"}
     assert "nothing to do" in place.launch(grid)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
+from statistics import fmean
 
 from suite.cluster.profile import Profile
 from suite.cluster.waves import durations, make_waves
@@ -90,7 +90,7 @@ def _seconds(
     names = identities(plan.stages)
     if stages and all(names[s.key] in known for s in stages):
         measured = [known[names[s.key]] for s in stages]
-        seconds = [median(t for t, _ in m) for m in measured]
+        seconds = [fmean(t for t, _ in m) for m in measured]
         gpus = sum(s * m[-1][1] for s, m in zip(seconds, measured, strict=True)) / 3600
         return seconds, gpus, "measured"
     device = "cpu" if profile.device == "cpu" else "cuda"

@@ -67,6 +67,7 @@ def place(slurm_cluster: SlurmCluster, tmp_path: Path) -> Site:  # noqa: F811
     return Site(slurm_cluster, tmp_path)
 
 
+@pytest.mark.slow
 def test_what_was_cancelled_says_so_and_runs_again_only_with_retry_cancelled(place: Site, tmp_path: Path) -> None:
     """One task, then an array, then everything; `scancel` for the first two, `--cancel` for the third."""
     grid = toy_grid(tmp_path, seeds=30)  # short stages share tasks: three of them an array

@@ -20,7 +20,9 @@ from suite.nightly import main
 from suite.nights.budget import check, expected
 from suite.nights.history import read_nights
 from suite.nights.identity import identities
-from suite.nights.places import begin, nights_folder, open_night, prune
+from suite.nights.night import TIME_OVER, Task, choose_place, launch, record, run_night
+from suite.nights.places import Place, begin, nights_folder, open_night, prune
+from suite.nights.summary import needs_attention, summary
 from suite.store import Store
 from tests.cluster.toys import ROOT, publish_all, run
 from tests.nightly.nights import GRID, publish_night, write_grid
@@ -41,7 +43,7 @@ def grid(tmp_path: Path) -> Path:
 @pytest.fixture
 def nightly(grid: Path, site: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Nightly:
     """The command in this process; the launch that it makes is one of its own, the report is left out."""
-    monkeypatch.setattr("suite.nightly._report", lambda task, place: "")
+    monkeypatch.setattr("suite.nights.night.report", lambda task, place: "")
     monkeypatch.chdir(ROOT)
 
     def call(*words: object, code: int) -> str:
@@ -130,6 +132,49 @@ def test_an_interrupted_night_goes_on_and_a_finished_one_does_not(grid: Path, si
     assert open_night(folder) is None
     publish_night(grid, site)
     assert open_night(folder).name == f"{name}.02"  # type: ignore[union-attr]
+
+
+def test_at_the_end_of_the_wall_clock_what_is_left_is_cancelled_and_said(
+    grid: Path, site: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    profile = Profile.model_validate({"cluster": "slurm", "gpus": 1, "nightly": {"wall_clock": "1h"}})
+    plan = load_plan(grid)
+    task = Task(grid, None, profile, "site", plan, site, nights_folder(site, plan.name), [])
+    place = begin(task.folder, site, ("prepare",))
+    asked: list[tuple[list[str], float | None]] = []
+
+    def launch(task: Task, place: Place, flags: list[str], seconds: float | None = None) -> int:
+        asked.append((flags, seconds))
+        return 0 if "--cancel" in flags else TIME_OVER
+
+    monkeypatch.setattr("suite.nights.night.launch", launch)
+    code, stopped = run_night(task, place, expected(plan, profile, site, []))
+    assert (code, stopped) == (1, True)
+    assert asked[0][0][0] == "--wait" and 3500 < (asked[0][1] or 0) <= 3600
+    assert asked[1:] == [(["--cancel", "--yes"], None)]
+    night = record(task, place, stopped, 3600.0)
+    text = summary(night, [], expected(plan, profile, site, []), [], 0)
+    assert "stopped by the wall clock" in text and "not reached: 14 stages" in text and needs_attention(night)
+
+
+def test_a_launch_that_takes_too_long_is_ended(grid: Path, site: Store) -> None:
+    plan = load_plan(grid)
+    task = Task(grid, None, Profile(), "local", plan, site, nights_folder(site, plan.name), [])
+    place = begin(task.folder, site, ("prepare",))
+    assert launch(task, place, ["--wait"], 0.05) == TIME_OVER
+
+
+def test_a_night_that_is_too_old_is_closed_and_a_new_one_begun(grid: Path, site: Store) -> None:
+    publish_night(grid, site, failed=[key(grid, "synthesis", "rded")])
+    plan = load_plan(grid)
+    task = Task(grid, None, Profile(), "local", plan, site, nights_folder(site, plan.name), [])
+    old = open_night(task.folder)
+    assert old is not None
+    (old.path / "night.json").write_text(json.dumps({"schema": 1, "started": "2026-01-01T00:00:00+00:00"}))
+    place = choose_place(task)
+    assert place.name == f"{old.name}.02"
+    (closed,) = task.earlier
+    assert (closed.night, closed.ended, len(closed.failures)) == (old.name, "stopped", 1)
 
 
 def test_old_artifacts_go_and_the_history_stays(grid: Path, site: Store, nightly: Nightly) -> None:

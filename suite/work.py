@@ -4,13 +4,15 @@
 
 Short stages share a process, since a fresh one costs seconds of imports and of loader compilation; each still has its
 own attempt, artifact and record. A stage that is already published is left alone; one that fails does not stop the
-next.
+next. On SIGUSR2 or SIGTERM the running stage saves a checkpoint after its present step, and the process leaves; the
+next attempt goes on from there.
 """
 
 from __future__ import annotations
 
 import importlib
 import os
+import socket
 import sys
 import time
 import traceback
@@ -23,12 +25,14 @@ from typing import TYPE_CHECKING
 from suite.errors import InfraError, NumericError, OutOfMemory, Parser, SuiteError, UserError, debug, guarded
 from suite.failures import classified
 from suite.faults import fault_point
-from suite.provenance import provenance
+from suite.preemption import Notice, Preempted, noticing
+from suite.provenance import code, provenance
 from suite.spec.keys import plain
 from suite.spec.stages import Stage, stage_from_json
 from suite.store import Artifact, Attempt, Record, Store
 from suite.store.artifacts import Corrupt
 from suite.store.attempts import Blocked, is_current, open_inputs
+from suite.store.checkpoints import checkpoint_folder, discard_checkpoints
 from suite.store.files import read_json, share_with_group
 from suite.store.retries import CUTTABLE, decide
 
@@ -36,6 +40,7 @@ from suite.store.retries import CUTTABLE, decide
 LATE_SECONDS = 60.0
 
 if TYPE_CHECKING:
+    from suite.learn.checkpoint import Checkpoint
     from suite.stages.context import Context, Outcome, Settings
 
 
@@ -49,7 +54,11 @@ def main() -> int:
         indices = [int(i) for i in arguments.indices.split(",")]
     except ValueError as error:
         raise UserError(f"{arguments.indices!r} is not a list of indices", hint="e.g. 0,1,2") from error
-    return run_pack(str(arguments.run), indices)
+    try:
+        return run_pack(str(arguments.run), indices)
+    except Preempted as error:
+        _say(f"{error}; the next attempt goes on")
+        return 128 + error.signum
 
 
 def run_pack(run_dir: str, indices: list[int]) -> int:
@@ -57,6 +66,7 @@ def run_pack(run_dir: str, indices: list[int]) -> int:
 
     Raises:
         UserError: If the run directory or an index does not exist.
+        Preempted: If a signal asked the process to leave.
     """
     run = Path(run_dir)
     settings = _settings(run)
@@ -65,27 +75,33 @@ def run_pack(run_dir: str, indices: list[int]) -> int:
     if settings.group_readable:
         share_with_group()
     store = Store(settings.store)
-    results = [run_stage(stage, store, settings) for stage in stages]
+    with noticing() as notice:
+        results = [run_stage(stage, store, settings, notice) for stage in stages]
     return 0 if all(results) else 1
 
 
-def run_stage(stage: Stage, store: Store, settings: Settings) -> bool:
+def run_stage(stage: Stage, store: Store, settings: Settings, notice: Notice | None = None) -> bool:
     """Bring one stage to its published state, in batches of half the size if its memory runs out.
 
     Returns:
         Whether it is published now.
+
+    Raises:
+        Preempted: If a signal asked the process to leave.
     """
+    notice = notice or Notice()
+    notice.leave()
     _say(f"{stage.kind} {stage.key} {stage.label()}")
     fault_point(stage.kind, "start")
     parts = _micro_batches(stage, store)
-    if _attempt(stage, store, settings, parts):
+    if _attempt(stage, store, settings, parts, notice):
         return True
     again = _micro_batches(stage, store)
     if parts > 1 or again == 1:
         return False
     _say(f"  out of memory: again, with batches in {again} parts")
     _free_memory()
-    return _attempt(stage, store, settings, again)
+    return _attempt(stage, store, settings, again, notice)
 
 
 def _micro_batches(stage: Stage, store: Store) -> int:
@@ -105,7 +121,7 @@ def _free_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def _attempt(stage: Stage, store: Store, settings: Settings, micro_batches: int) -> bool:
+def _attempt(stage: Stage, store: Store, settings: Settings, micro_batches: int, notice: Notice) -> bool:
     """One try at a stage. Returns whether it is published now; if not, a record says why."""
     inputs: dict[str, Artifact] = {}
     begin = time.monotonic()
@@ -117,18 +133,23 @@ def _attempt(stage: Stage, store: Store, settings: Settings, micro_batches: int)
         inputs = open_inputs(store, stage, LATE_SECONDS if os.environ.get("SLURM_JOB_ID") else 0.0)
         if _already(stage, store, inputs):
             _say("  already published")
+            discard_checkpoints(store, stage)
             return True
         begin = time.monotonic()
         with Attempt(store, stage, inputs) as attempt:
             started = datetime.now(UTC).isoformat(timespec="seconds")
-            context = Context(stage, inputs, attempt.dir, settings, device, _Progress(stage), micro_batches)
+            checkpoint = _checkpoint(stage, inputs, attempt, settings, f"{device.type} {micro_batches}", notice)
+            progress = _Progress(stage, checkpoint)
+            context = Context(stage, inputs, attempt.dir, settings, device, progress, micro_batches, checkpoint)
             outcome = _compute(context)
             fault_point(stage.kind, "computed")
             record = _record(stage, "done", begin, started)
             record.device = device_info(device) | {"precision": getattr(stage.spec, "precision", "fp32")}
             record.cost, record.numbers = outcome.cost, outcome.numbers
             record.storage, record.upstream = outcome.storage, outcome.upstream
+            record.resumed = checkpoint.attempts
             attempt.publish(record)
+            discard_checkpoints(store, stage)
     except Exception as error:
         # The one place where any failure becomes a record: siblings go on, and the report shows the hole.
         if debug() or not isinstance(error, SuiteError | OSError | MemoryError):
@@ -152,6 +173,23 @@ def _already(stage: Stage, store: Store, inputs: dict[str, Artifact]) -> bool:
         why = "corrupt"
     store.quarantine(stage.kind, stage.key, why)
     return False
+
+
+def _checkpoint(
+    stage: Stage, inputs: dict[str, Artifact], attempt: Attempt, settings: Settings, place: str, notice: Notice
+) -> Checkpoint:
+    """Where the stage goes on, if an earlier attempt from the same inputs left something there."""
+    from suite.learn.checkpoint import Checkpoint
+
+    about = {
+        "attempt": attempt.name,
+        "host": socket.gethostname(),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        **code(),
+    }
+    folder = checkpoint_folder(attempt.store, stage, inputs, place)
+    seconds = 60 * settings.checkpoint_minutes
+    return Checkpoint(folder, seconds, kind=stage.kind, notice=notice, attempt=about)
 
 
 def _compute(context: Context) -> Outcome:
@@ -268,12 +306,15 @@ def _complain(text: str) -> None:
 
 
 class _Progress:
-    """Prints a line of progress at most every ten seconds."""
+    """Prints a line of progress at most every ten seconds; where stages without checkpoints leave when asked to."""
 
-    def __init__(self, stage: Stage) -> None:
-        self.stage, self.last = stage, time.monotonic()
+    def __init__(self, stage: Stage, checkpoint: Checkpoint) -> None:
+        self.stage, self.checkpoint, self.last = stage, checkpoint, time.monotonic()
 
     def __call__(self, done: int, total: int) -> None:
+        if not self.checkpoint.used:
+            fault_point(self.stage.kind, "step")
+            self.checkpoint.notice.leave()
         if time.monotonic() - self.last > 10:
             self.last = time.monotonic()
             _say(f"  {self.stage.kind} {done}/{total}")

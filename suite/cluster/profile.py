@@ -147,6 +147,7 @@ class Profile(Resources):
         loader_timeout: Seconds without a batch after which a loader counts as stalled.
         nightly: Budget and rules of nightly grids.
         group_readable: Whether the account's group may read what is written, whatever the umask.
+        checkpoint_minutes: Minutes between two checkpoints of a stage, which a kill -9 may cost.
     """
 
     cluster: Literal["local", "slurm"] = "local"
@@ -169,6 +170,7 @@ class Profile(Resources):
     loader_timeout: Annotated[float, Field(gt=0, le=86_400, strict=False)] = 300.0
     nightly: Nightly = Nightly()
     group_readable: bool = False
+    checkpoint_minutes: Annotated[float, Field(gt=0, le=1440, strict=False)] = 10.0
 
     @model_validator(mode="after")
     def _consistent(self) -> Profile:
@@ -210,6 +212,7 @@ class Profile(Resources):
             "device": self.device,
             "loader_timeout": self.loader_timeout,
             "group_readable": self.group_readable,
+            "checkpoint_minutes": self.checkpoint_minutes,
         }
 
 

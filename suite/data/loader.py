@@ -159,7 +159,7 @@ class RealImages:
         return images
 
     def batches(
-        self, batch: int, *, seed: int | None = None, epoch: int = 0, drop_last: bool = False
+        self, batch: int, *, seed: int | None = None, epoch: int = 0, drop_last: bool = False, begin: int = 0
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Go through the split once, each image exactly once.
 
@@ -168,6 +168,7 @@ class RealImages:
             seed: Shuffles, together with `epoch`; None keeps the stored order.
             epoch: Number of the pass.
             drop_last: Leave out a last batch that is smaller.
+            begin: Number of the first batch; those before it are left out, and are not decoded.
 
         Yields:
             uint8 [b, 3, R, R] and int64 [b], on the CPU.
@@ -177,9 +178,12 @@ class RealImages:
         order = torch.arange(len(self)) if seed is None else permutation(len(self), seed, epoch)
         if drop_last:
             order = order[: len(order) // batch * batch]
+        order = order[begin * batch :]
+        if not len(order):
+            return
         if self.fits:
             images = self.tensor()[0]
-            for chosen in order.split(batch) if len(order) else ():
+            for chosen in order.split(batch):
                 yield images[chosen], self.labels[chosen]
             return
         start = 0

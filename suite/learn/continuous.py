@@ -12,12 +12,15 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 
 from suite.data.distilled import DistilledSet
 from suite.errors import NumericError, UserError
 from suite.learn.box_memory import BoxMemory
+from suite.learn.checkpoint import Checkpoint, Never, Within
 from suite.learn.handover import Shelf
 from suite.learn.initial import to_distilled
 from suite.learn.job import Job
@@ -36,8 +39,8 @@ def distill_by_image(job: Job, composition: Composition, *, patience: int, conti
     more, an image that is done stays in its place and is updated on random crops as in E2D, up to T iterations.
 
     Args:
-        job: The synthesis. Its counters are filled in: updates that changed images, and images that teachers saw. An
-            interrupted one starts again: checkpoints are not written.
+        job: The synthesis. Its counters are filled in: updates that changed images, and images that teachers saw.
+            With a checkpoint it goes on where an interrupted one was, to the same bits.
         composition: The method; its views are `MemoryViews`, and all images are active.
         patience: See `BoxMemory`.
         continuous: One stream of images through as many places as the largest batch has, instead of batch after batch.
@@ -52,16 +55,30 @@ def distill_by_image(job: Job, composition: Composition, *, patience: int, conti
         raise UserError("one stream of images cannot be cut into shards", hint="run it as one task")
     shelf = Shelf(facts.classes * job.ipc, facts.size, job.device)
     groups = [range(len(partition))] if continuous else [range(n, n + 1) for n in own]
-    counter, finished = 0, 0
+    counter, finished, begun = 0, 0, 0
+    outer = job.checkpoint or Never()
+    saved = outer.load()
+    if saved is not None:
+        shelf.restore(saved["images"])
+        counter, finished, begun = saved["counter"], saved["finished"], saved["group"]
+        job.counters.image_iterations, job.counters.forward_images = saved["counters"]
+
+    def state() -> dict[str, Any]:
+        done = (job.counters.image_iterations, job.counters.forward_images)
+        return {"images": shelf.all(), "counter": counter, "finished": finished, "group": group, "counters": done}
+
     with ExitStack() as stack:
         for critic in composition.critics:
             stack.callback(critic.close)
             if isinstance(critic.forward, Taps):
                 critic.forward.compiled = job.compile
-        for numbers in groups:
+        for group, numbers in enumerate(groups):
+            if group < begun:
+                continue
             start = counter if composition.carry else numbers[0] * composition.iterations
             stream = Stream(job, composition, numbers, patience, start)
-            for slots, pixels in stream.run():
+            inner = saved["inner"] if saved is not None and group == begun else None
+            for slots, pixels in stream.run(Within(outer, state, inner)):
                 mean, std = ((0.0,) * 3, (1.0,) * 3) if composition.pixels else (facts.mean, facts.std)
                 shelf.put(slots, denormalise(pixels, mean, std))
                 finished += len(slots)
@@ -174,6 +191,25 @@ class Pool:
         self.free.extend(entries)
         return slots, self.pixels[torch.tensor(entries, dtype=torch.int64, device=self.pixels.device)]
 
+    def state(self) -> dict[str, Any]:
+        """Everything that is in it."""
+        return {
+            **{name: value for name, value in vars(self).items() if isinstance(value, torch.Tensor)},
+            "free": list(self.free),
+            "queued": self.queued,
+            "slots": dict(self.slots),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Hold what a `state` says."""
+        for name, value in state.items():
+            setattr(self, name, value.to(self.pixels.device) if isinstance(value, torch.Tensor) else value)
+        self.free = deque(state["free"])
+
+
+#: What a stream keeps on the device besides its pool, its memory and its optimiser.
+_TENSORS = ("x", "entry", "clock", "image_updates", "lived", "ended")
+
 
 class Stream:
     """One stream of images through the places of a batch.
@@ -203,7 +239,7 @@ class Stream:
         total = sum(len(plan.partition[n]) for n in numbers)
         line = min(places * -(-self.every // life), total - places)
         self.pool = Pool(job, plan.iterations, places + line, line)
-        self.images = self._images()
+        self.drawn, self.images = 0, self._images()
         device = job.device
         self.entry = torch.tensor([self.pool.put(next(self.images)) for _ in range(places)], device=device)
         self.pool.refill(self.images, [])
@@ -218,25 +254,61 @@ class Stream:
         self.lived = torch.zeros((), dtype=torch.int64, device=device)
         self.ended = torch.zeros((), dtype=torch.bool, device=device)
 
-    def _images(self) -> Iterator[Waiting]:
-        """All images of the stream in order, made a batch of the partition at a time."""
+    def _images(self, drawn: int = 0) -> Iterator[Waiting]:
+        """All images of the stream in order, made a batch of the partition at a time; without the first `drawn`."""
         plan, total = self.plan, self.plan.iterations
         for number in self.numbers:
             slots = plan.partition[number]
+            if drawn >= len(slots):
+                drawn -= len(slots)
+                continue
             views, starts = plan.views(number, len(slots)), plan.start(number, slots).detach()
             assert isinstance(views, MemoryViews) and views.boxes is not None
             self.shifts[number] = views.shifts
             still = torch.zeros(total, dtype=torch.bool, device=starts.device)
-            for row, slot in enumerate(slots.tolist()):
+            for row, slot in list(enumerate(slots.tolist()))[drawn:]:
+                self.drawn += 1
                 flips = still if views.flips is None else views.flips[:, row]
                 yield Waiting(slot, starts[row], views.boxes[:, row], flips, views.uniforms[:, row])
+            drawn = 0
 
-    def run(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def state(self, step: int) -> dict[str, Any]:
+        """All that the iterations from here on depend on; call it between two of them."""
+        return {
+            "step": step,
+            "drawn": self.drawn,
+            "shifts": list(self.shifts.items()),
+            "pool": self.pool.state(),
+            "memory": {n: v for n, v in vars(self.memory).items() if isinstance(v, torch.Tensor)},
+            "adam": [self.adam.first, self.adam.second],
+            "critics": [critic.state() for critic in self.plan.critics],
+            **{name: getattr(self, name) for name in _TENSORS},
+        }
+
+    def restore(self, state: dict[str, Any]) -> int:
+        """Go on from a `state`. Returns the iterations that were made."""
+        device = self.job.device
+        self.drawn, self.shifts = state["drawn"], dict(state["shifts"])
+        self.images = self._images(self.drawn)
+        self.pool.restore(state["pool"])
+        for name, value in state["memory"].items():
+            setattr(self.memory, name, value.to(device))
+        for name in _TENSORS:
+            setattr(self, name, state[name].to(device))
+        self.adam.x = self.x
+        self.adam.first, self.adam.second = (t.to(device) for t in state["adam"])
+        for critic, saved in zip(self.plan.critics, state["critics"], strict=True):
+            critic.restore(saved)
+        return int(state["step"])
+
+    def run(self, checkpoint: Checkpoint) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Optimise until every image is done. Yields the slots [n] and last iterates [n, 3, S, S] of finished ones."""
-        if not self.plan.carry:
+        step, loss, saved = 0, torch.zeros(()), checkpoint.load()
+        if saved is not None:
+            step = self.restore(saved)
+        elif not self.plan.carry:
             for critic in self.plan.critics:
                 critic.reset(*self.numbers)
-        step, loss = 0, torch.zeros(())
         while True:
             self._exchange()
             if step % self.every == 0:
@@ -248,6 +320,7 @@ class Stream:
             step += 1
             if step % LOG_EVERY == 0:
                 self._check(loss, step)
+            checkpoint.offer(partial(self.state, step))
         self._check(loss, step)
         self.updates = int(self.lived)
         self.job.counters.image_iterations += int(self.image_updates)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import accumulate
+from typing import Any
 
 import torch
 
 from suite.data.distilled import DistilledSet
+from suite.learn.checkpoint import Never, Within
 from suite.learn.initial import to_distilled
 from suite.learn.job import Job
 
@@ -74,7 +77,7 @@ def in_parts(
     """Distill the batches that have equal rounds together, and put the parts into one set.
 
     There is one part where the batch is a multiple of IPC and divides the set. Several parts draw from streams of their
-    own, and have no checkpoint: one file cannot say which of them was interrupted.
+    own.
 
     Args:
         job: The synthesis.
@@ -87,17 +90,30 @@ def in_parts(
         parts.setdefault(rounds(slots), []).append(slots)
     facts, done = job.dataset, 0
     total = sum(r.iterations * len(some) for r, some in parts.items())
-    checkpoint = job.checkpoint if len(parts) == 1 else None
     job.share.take(batches)
+    outer = job.checkpoint or Never()
     images = torch.zeros(facts.classes * job.ipc, 3, facts.size, facts.size, dtype=torch.uint8)
+    saved = outer.load()
+    begun = 0
+    if saved is not None:
+        begun = saved["part"]
+        images.copy_(saved["images"])
     for number, (same, some) in enumerate(parts.items()):
-        seed = job.generator("part", number).initial_seed() if number else job.seed
-        part = replace(job, seed=seed, checkpoint=checkpoint, progress=_after(done, total, job.progress))
-        made = distill(part, some, same)
-        where = torch.cat(some)
-        images[where] = made.images[where]
+        if number >= begun:
+            inner = saved["inner"] if saved is not None and number == begun else None
+            checkpoint = Within(outer, partial(_finished, number, images), inner)
+            seed = job.generator("part", number).initial_seed() if number else job.seed
+            part = replace(job, seed=seed, checkpoint=checkpoint, progress=_after(done, total, job.progress))
+            made = distill(part, some, same)
+            where = torch.cat(some)
+            images[where] = made.images[where]
         done += same.iterations * len(some)
     return to_distilled(job, images)
+
+
+def _finished(part: int, images: torch.Tensor) -> dict[str, Any]:
+    """What a checkpoint remembers besides the part that is being distilled."""
+    return {"part": part, "images": images}
 
 
 def _after(done: int, total: int, progress: Callable[[int, int], None]) -> Callable[[int, int], None]:

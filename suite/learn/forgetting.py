@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from suite.data.loader import permutation
 from suite.learn import models
+from suite.learn.checkpoint import Never, Within
 from suite.learn.initial import real_images
 from suite.learn.job import Job
 from suite.learn.teachers import train_epochs
@@ -66,6 +69,16 @@ def forgetting_counts(job: Job, arch: str, recipe: TeacherRecipe) -> torch.Tenso
     """
     real = real_images(job)
     found = ForgettingEvents(len(real), job.device)
+    outer = job.checkpoint or Never()
+    saved = outer.load()
+    if saved is not None:
+        found.events, found.correct, found.learnt = (t.to(job.device) for t in saved["events"])
+        job.counters.forward_images = saved["forward_images"]
+
+    def state() -> dict[str, Any]:
+        events = [found.events, found.correct, found.learnt]
+        return {"events": events, "forward_images": job.counters.forward_images}
+
     orders: dict[int, tuple[torch.Tensor, ...]] = {}
 
     def watch(epoch: int, number: int, logits: torch.Tensor, labels: torch.Tensor) -> None:
@@ -87,6 +100,7 @@ def forgetting_counts(job: Job, arch: str, recipe: TeacherRecipe) -> torch.Tenso
             precision=job.precision,
             progress=job.progress,
             watch=watch,
+            checkpoint=Within(outer, state, saved["inner"] if saved is not None else None),
         ):
             pass
     return found.counts()

@@ -1,14 +1,10 @@
-"""From the device to the host without stopping the device: finished images, answers, checkpoints."""
+"""From the device to the host without stopping the device: finished images, and answers."""
 
 from __future__ import annotations
 
-import time
-from pathlib import Path
 from typing import Any
 
 import torch
-
-from suite.errors import DataError
 
 
 class Shelf:
@@ -85,41 +81,3 @@ class Flag:
             return False
         before[1].synchronize()
         return bool(before[0])
-
-
-class Checkpoint:
-    """A file that holds the state of a synthesis between two iterations.
-
-    Args:
-        path: Of the file; it belongs to one synthesis.
-        seconds: Between two checkpoints.
-    """
-
-    def __init__(self, path: Path, seconds: float = 600.0) -> None:
-        self.path, self.seconds = path, seconds
-        self._last = time.monotonic()
-
-    def due(self) -> bool:
-        """Whether it is time for the next one."""
-        return time.monotonic() - self._last >= self.seconds
-
-    def save(self, state: dict[str, Any]) -> None:
-        """Replace the file at once, so that an interruption leaves the old or the new one."""
-        scratch = self.path.with_name(self.path.name + ".part")
-        torch.save(state, scratch)
-        scratch.replace(self.path)
-        self._last = time.monotonic()
-
-    def load(self) -> dict[str, Any] | None:
-        """The state on file; None if there is none.
-
-        Raises:
-            DataError: If the file cannot be read.
-        """
-        if not self.path.exists():
-            return None
-        try:
-            state: dict[str, Any] = torch.load(self.path, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch raises errors of many kinds for a damaged file
-            raise DataError(f"unreadable checkpoint: {error}", where=str(self.path), hint="delete it") from error
-        return state

@@ -14,7 +14,7 @@ from suite.spec.datasets import Dataset
 
 if TYPE_CHECKING:
     from suite.data.loader import RealImages
-    from suite.learn.handover import Checkpoint
+    from suite.learn.checkpoint import Checkpoint
     from suite.learn.statistics import ClassStatistics
     from suite.learn.teachers import Teacher
 

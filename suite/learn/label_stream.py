@@ -15,7 +15,7 @@ views, and its students draw from them.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from math import prod
 from pathlib import Path
@@ -27,6 +27,7 @@ from safetensors import SafetensorError, safe_open
 
 from suite.data.distilled import DistilledSet
 from suite.errors import DataError, InfraError, NumericError, UserError
+from suite.learn.checkpoint import Checkpoint, Never
 from suite.learn.ensembles import label_logits
 from suite.learn.job import generator
 from suite.learn.teachers import Teacher
@@ -37,6 +38,7 @@ from suite.spec.storage import Shapes, StreamShape, stream_layout, stream_shape
 
 FORMAT = "label-stream-2"
 _CODES = {"F64": "<f8", "F16": "<f2", "I32": "<i4", "I16": "<i2", "U8": "u1"}
+_CHUNK = 16 << 20
 #: Logits that are kept on the device before they are written, by number.
 _WAITING = 32 << 20
 
@@ -64,6 +66,25 @@ class _Writer:
         self.cursor = {name: begin + 8 + len(text) for name, begin in self.cursor.items()}
         file.truncate(8 + len(text) + end)
 
+    def read(self, begin: dict[str, int]) -> Iterator[bytes]:
+        """What was written since the cursors were at `begin`, array after array."""
+        self.file.flush()
+        for name, at in begin.items():
+            self.file.seek(at)
+            while at < self.cursor[name]:
+                chunk = self.file.read(min(_CHUNK, self.cursor[name] - at))
+                at += len(chunk)
+                yield chunk
+
+    def take(self, end: dict[str, int], piece: IO[bytes]) -> None:
+        """Write what a `read` gave, up to the cursors `end`."""
+        for name, stop in end.items():
+            self.file.seek(self.cursor[name])
+            while self.cursor[name] < stop:
+                chunk = piece.read(min(_CHUNK, stop - self.cursor[name]))
+                self.file.write(chunk)
+                self.cursor[name] += len(chunk)
+
     def append(self, name: str, rows: torch.Tensor) -> None:
         data = rows.numpy().astype(self.types[name]).tobytes()
         self.file.seek(self.cursor[name])
@@ -81,8 +102,12 @@ def write_stream(
     device: torch.device,
     precision: str = "fp32",
     progress: Callable[[int, int], None] = lambda done, total: None,
+    checkpoint: Checkpoint | None = None,
 ) -> int:
     """Draw the views of every epoch, ask the teachers, and write both. The same arguments give the same bytes.
+
+    With a checkpoint, what was written since the last one becomes a piece beside it, and an interrupted stream is put
+    together again from its pieces.
 
     Args:
         path: The file to write.
@@ -94,6 +119,7 @@ def write_stream(
         device: Where views are rendered and teachers run.
         precision: Of the teachers' forward passes.
         progress: Called with (epochs done, all epochs).
+        checkpoint: Where an interrupted stream goes on; None to start again.
 
     Returns:
         Images that went through a teacher.
@@ -132,36 +158,56 @@ def write_stream(
         ),
     }
     try:
-        with path.open("wb") as file:
+        with path.open("w+b") as file:
             writer = _Writer(file, stream_layout(recipe, images, dataset.classes), metadata)
-            epochs = -(-shape.batches // shape.per_epoch)
-            for epoch in range(epochs):
-                batches = min(shape.per_epoch, shape.batches - epoch * shape.per_epoch)
-                _write_epoch(writer, [views.plan(epoch, b) for b in range(batches)], render, ask, epoch)
-                progress(epoch + 1, epochs)
+            batches = _Batches(writer, checkpoint or Never())
+            for number in range(batches.begun, shape.batches):
+                plan = views.plan(*divmod(number, shape.per_epoch))
+                batches.add(number, plan, ask(render(plan)).half(), last=number + 1 == shape.batches)
+                if (number + 1) % shape.per_epoch == 0 or number + 1 == shape.batches:
+                    progress(number // shape.per_epoch + 1, -(-shape.batches // shape.per_epoch))
     except OSError as error:
         raise InfraError(f"cannot write the label stream: {error.strerror}", where=str(path)) from error
     return shape.positions * len(teachers)
 
 
-def _write_epoch(
-    writer: _Writer,
-    plans: list[ViewPlan],
-    render: Renderer,
-    ask: Callable[[torch.Tensor], torch.Tensor],
-    epoch: int,
-) -> None:
-    waiting: list[torch.Tensor] = []
-    for plan in plans:
-        waiting.append(ask(render(plan)).half())
-        _append_plan(writer, plan)
-        # Logits wait on the device for one another, so that the host does not wait for it at every batch.
-        if plan is plans[-1] or sum(t.numel() for t in waiting) >= _WAITING:
-            logits = torch.cat(waiting).cpu()
-            if not bool(logits.isfinite().all()):
-                raise NumericError(f"teacher logits of epoch {epoch} are not finite in fp16")
-            writer.append("logits", logits)
-            waiting.clear()
+class _Batches:
+    """Batches on their way into a stream.
+
+    Attributes:
+        begun: Batches that are in it.
+    """
+
+    def __init__(self, writer: _Writer, checkpoint: Checkpoint) -> None:
+        self.writer, self.checkpoint, self.begun = writer, checkpoint, 0
+        self.waiting: list[torch.Tensor] = []
+        saved = checkpoint.load()
+        if saved is not None:
+            self.begun = saved["batches"]
+            for end, path in zip(saved["ends"], checkpoint.pieces(), strict=True):
+                with path.open("rb") as piece:
+                    writer.take(end, piece)
+        self.ends: list[dict[str, int]] = saved["ends"] if saved is not None else []
+        self.saved = dict(writer.cursor)
+
+    def add(self, number: int, plan: ViewPlan, logits: torch.Tensor, last: bool) -> None:
+        """Write a batch; its logits wait on the device for others, so that the host does not wait for every batch."""
+        self.waiting.append(logits)
+        _append_plan(self.writer, plan)
+        due = self.checkpoint.due()
+        if due or last or sum(t.numel() for t in self.waiting) >= _WAITING:
+            rows = torch.cat(self.waiting).cpu()
+            if not bool(rows.isfinite().all()):
+                raise NumericError(f"teacher logits are not finite in fp16 by batch {number}")
+            self.writer.append("logits", rows)
+            self.waiting.clear()
+        if due:
+            self._save(number + 1)
+
+    def _save(self, batches: int) -> None:
+        end = dict(self.writer.cursor)
+        if self.checkpoint.save({"batches": batches, "ends": [*self.ends, end]}, self.writer.read(self.saved)):
+            self.ends, self.saved = [*self.ends, end], end
 
 
 def _append_plan(writer: _Writer, plan: ViewPlan) -> None:

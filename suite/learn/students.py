@@ -12,10 +12,10 @@ from torch import nn
 from suite.data.distilled import DistilledSet
 from suite.errors import NumericError, UserError
 from suite.learn import models
+from suite.learn.checkpoint import Checkpoint, Never, Within, draws_state, restore_draws
 from suite.learn.schedules import factor
 from suite.learn.soft_labels import LabelSource, loss_function
-from suite.learn.teachers import summary
-from suite.learn.validation import Score, Validation, autocast, seeded
+from suite.learn.validation import Curve, Score, Validation, autocast, seeded
 from suite.learn.view_plans import DrawnViews, Renderer, parts
 from suite.spec.datasets import Dataset
 from suite.spec.recipes import StudentRecipe
@@ -119,6 +119,7 @@ def train_student(
     device: torch.device,
     precision: str = "fp32",
     progress: Callable[[int, int], None] = lambda done, total: None,
+    checkpoint: Checkpoint | None = None,
 ) -> dict[str, Any]:
     """Train a student on a distilled set: one forward pass of it, and at most one of each teacher, a view.
 
@@ -135,6 +136,7 @@ def train_student(
         device: Where to train; the distilled images stay there as uint8.
         precision: `fp32`, or `bf16` for autocast.
         progress: Called with (steps done, all steps) now and then.
+        checkpoint: Where an interrupted training goes on, to the same bits on a CPU; None to start again.
 
     Returns:
         `Record.numbers`: accuracies in percent, the curve over epochs (fractions for budgets in steps), steps.
@@ -150,47 +152,84 @@ def train_student(
     loss_of = loss_function(recipe, labels.soft)
     render, classes = Renderer(distilled.images, dataset, device), distilled.labels.to(device)
     validation = Validation(val, dataset, device)
-    curve: list[list[float]] = []
+    seen = Curve()
+    outer = checkpoint or Never()
+    inner = Within(outer, seen.state, seen.restore(outer.load()))
     with seeded(seed, "student", device):
         model = models.channels_last(models.build(arch, dataset.classes, dataset.size).to(device)).train()
-        optimizer = build_optimizer(recipe, model)
-        ema = Ema(model, recipe.ema) if recipe.ema else None
-        watched = torch.zeros((), device=device)
-        for step in range(total):
+        at = _Position(recipe, model, device)
+        at.restore(inner.load())
+        for step in range(at.step, total):
             epoch, batch = divmod(step, per_epoch)
             done = (step, total) if recipe.epochs is None else (epoch, recipe.epochs)
             rate = recipe.lr * factor(recipe.schedule, *done, recipe.warmup, recipe.milestones, recipe.gamma)
-            for group in optimizer.param_groups:
+            for group in at.optimizer.param_groups:
                 group["lr"] = rate
             plan = planner.plan(epoch, batch)
             x = render(plan)
             hard = classes[render.to(plan.index)]
             target = labels.targets(plan, x, hard)
-            optimizer.zero_grad(set_to_none=True)
+            at.optimizer.zero_grad(set_to_none=True)
             for part in parts(len(x), recipe.accumulate):
                 with autocast(precision, device):
                     output = model(x[part])
                 loss = loss_of(output.float(), target[part], hard[part])
                 (loss * (len(output) / len(x))).backward()
-                watched += loss.detach()  # stays on the device: the host waits for it at evaluations only
-            optimizer.step()
-            if ema is not None:
-                ema.update()
-            if step + 1 in points:
-                score = _evaluate(model, ema, validation, watched, step + 1, precision)
-                curve.append([(step + 1) / per_epoch, score.accuracy])
-            if (step + 1) % _PROGRESS == 0 or step + 1 == total:
-                progress(step + 1, total)
-    return summary(curve, score, total / per_epoch, total, dataset.classes)
+                at.watched += loss.detach()  # stays on the device: the host waits for it at evaluations only
+            at.optimizer.step()
+            if at.ema is not None:
+                at.ema.update()
+            at.step += 1
+            if at.step in points:
+                seen.add(at.step / per_epoch, _evaluate(at, validation, precision))
+            if at.step % _PROGRESS == 0 or at.step == total:
+                progress(at.step, total)
+            inner.offer(at.state)
+    return seen.numbers(total / per_epoch, total, dataset.classes)
 
 
-def _evaluate(
-    model: nn.Module, ema: Ema | None, validation: Validation, watched: torch.Tensor, step: int, precision: str
-) -> Score:
-    if not bool(watched.isfinite()):
-        raise NumericError(f"student diverged at step {step}")
-    what = f"student at step {step}"
-    if ema is None:
-        return validation.score(model, precision, what)
-    with ema.swapped():
-        return validation.score(model, precision, what)
+class _Position:
+    """Where a training is: all that its further steps depend on.
+
+    Attributes:
+        step: Steps that are over.
+        watched: Sum of all losses.
+    """
+
+    def __init__(self, recipe: StudentRecipe, model: nn.Module, device: torch.device) -> None:
+        self.model, self.device, self.step = model, device, 0
+        self.optimizer = build_optimizer(recipe, model)
+        self.ema = Ema(model, recipe.ema) if recipe.ema else None
+        self.watched = torch.zeros((), device=device)
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        return {
+            "step": self.step,
+            "watched": self.watched,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": self.ema and self.ema.average,
+            "draws": draws_state(self.device),
+        }
+
+    def restore(self, state: dict[str, Any] | None) -> None:
+        """Go on from a `state`, if there is one."""
+        if state is None:
+            return
+        self.step, self.watched = state["step"], state["watched"].to(self.device)
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.ema is not None:
+            self.ema.average = [t.to(self.device) for t in state["average"]]
+        restore_draws(state["draws"], self.device)
+
+
+def _evaluate(at: _Position, validation: Validation, precision: str) -> Score:
+    if not bool(at.watched.isfinite()):
+        raise NumericError(f"student diverged at step {at.step}")
+    what = f"student at step {at.step}"
+    if at.ema is None:
+        return validation.score(at.model, precision, what)
+    with at.ema.swapped():
+        return validation.score(at.model, precision, what)

@@ -14,9 +14,10 @@ from torch.nn import functional as F
 
 from suite.errors import DataError, NumericError, UserError
 from suite.learn import models, views
+from suite.learn.checkpoint import Checkpoint, Never, Within, draws_state, restore_draws
 from suite.learn.job import generator
 from suite.learn.schedules import factor
-from suite.learn.validation import Score, Validation, autocast, centre, seeded
+from suite.learn.validation import Curve, Numbers, Validation, autocast, centre, seeded
 from suite.learn.view_plans import RATIO
 from suite.spec.datasets import Dataset
 from suite.spec.recipes import WHOLE, TeacherRecipe
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
 #: How often a teacher is evaluated while it trains; the last time at the end.
 EVALUATIONS = 5
-Numbers = dict[str, Any]
 
 
 class Teacher(nn.Module):
@@ -124,8 +124,11 @@ def train_epochs(
     precision: str = "fp32",
     progress: Callable[[int, int], None] = lambda done, total: None,
     watch: Watch | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> Iterator[int]:
     """Train a network in place, epoch by epoch: linear warm-up and decay of the rate by step, L2 penalty on all.
+
+    With a checkpoint it goes on where an interrupted training was, to the same bits on a CPU.
 
     Args:
         model: The network, on the device.
@@ -137,6 +140,7 @@ def train_epochs(
         precision: `fp32` or `bf16`.
         progress: Called with (steps done, all steps).
         watch: Sees what the network thinks of every batch.
+        checkpoint: Where an interrupted training goes on; None to start again.
 
     Yields:
         Epochs done, from 1; the caller may look at the network.
@@ -146,30 +150,79 @@ def train_epochs(
         NumericError: If the loss of an epoch is not finite.
     """
     per_epoch, epochs = -(-len(train) // recipe.batch), trained_epochs(recipe)
-    optimizer = build_optimizer(recipe, model)
-    for epoch in range(epochs):
-        draws, watched = generator(seed, "teacher views", epoch), torch.zeros((), device=device)
-        for number, (images, labels) in enumerate(train.batches(recipe.batch, seed=seed, epoch=epoch)):
-            step = epoch * per_epoch + number
-            x = augment(images.to(device, non_blocking=True).float() / 255, recipe, dataset.size, draws)
+    at = _Position(model, build_optimizer(recipe, model), device, seed)
+    checkpoint = checkpoint or Never()
+    at.restore(checkpoint.load())
+    while at.epoch < epochs:
+        epoch = at.epoch
+        for images, labels in train.batches(recipe.batch, seed=seed, epoch=epoch, begin=at.number):
+            step = epoch * per_epoch + at.number
+            x = augment(images.to(device, non_blocking=True).float() / 255, recipe, dataset.size, at.draws)
             x = models.normalise(x, dataset.mean, dataset.std)
-            optimizer.param_groups[0]["lr"] = recipe.lr * factor(
+            at.optimizer.param_groups[0]["lr"] = recipe.lr * factor(
                 recipe.schedule, step / per_epoch, recipe.epochs, recipe.warmup, MILESTONES, GAMMA
             )
             with autocast(precision, device):
                 logits = model(x)
             target = labels.to(device, non_blocking=True)
             if watch is not None:
-                watch(epoch, number, logits.detach(), target)
+                watch(epoch, at.number, logits.detach(), target)
             loss = F.cross_entropy(logits.float(), target, label_smoothing=recipe.label_smoothing)
-            optimizer.zero_grad(set_to_none=True)
+            at.optimizer.zero_grad(set_to_none=True)
             loss.backward()
-            optimizer.step()
-            watched += loss.detach()
+            at.optimizer.step()
+            at.watched += loss.detach()
+            at.number += 1
             progress(step + 1, epochs * per_epoch)
-        if not bool(watched.isfinite()):
+            checkpoint.offer(at.state)
+        if not bool(at.watched.isfinite()):
             raise NumericError(f"teacher diverged at step {(epoch + 1) * per_epoch}")
         yield epoch + 1
+        at.begin(epoch + 1)
+
+
+class _Position:
+    """Where a training is: all that its further steps depend on.
+
+    Attributes:
+        epoch: Epochs that are over, whose ends the caller has seen.
+        number: Batches of the present one.
+        draws: Of its views.
+        watched: Sum of its losses.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device, seed: int) -> None:
+        self.model, self.optimizer, self.device, self.seed = model, optimizer, device, seed
+        self.begin(0)
+
+    def begin(self, epoch: int) -> None:
+        """Be at the beginning of an epoch."""
+        self.epoch, self.number = epoch, 0
+        self.draws = generator(self.seed, "teacher views", epoch)
+        self.watched = torch.zeros((), device=self.device)
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        return {
+            "epoch": self.epoch,
+            "number": self.number,
+            "views": self.draws.get_state(),
+            "watched": self.watched,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "draws": draws_state(self.device),
+        }
+
+    def restore(self, state: dict[str, Any] | None) -> None:
+        """Go on from a `state`, if there is one."""
+        if state is None:
+            return
+        self.epoch, self.number = state["epoch"], state["number"]
+        self.draws.set_state(state["views"])
+        self.watched = state["watched"].to(self.device)
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        restore_draws(state["draws"], self.device)
 
 
 def train_teacher(
@@ -179,6 +232,7 @@ def train_teacher(
     val: RealImages,
     device: torch.device,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    checkpoint: Checkpoint | None = None,
 ) -> tuple[dict[str, torch.Tensor], Numbers]:
     """Train a network from scratch (`train_epochs`), and measure it now and then.
 
@@ -191,6 +245,7 @@ def train_teacher(
         val: The validation split; it is measured and selects nothing.
         device: Where to train.
         progress: Called with (steps done, all steps).
+        checkpoint: Where an interrupted training goes on; None to start again.
 
     Returns:
         The state dict behind the last epoch, and numbers as in `Record.numbers`.
@@ -205,33 +260,26 @@ def train_teacher(
     validation = Validation(val, dataset, device)
     epochs = trained_epochs(recipe)
     points = {round(epochs * k / EVALUATIONS) for k in range(1, EVALUATIONS + 1)} - {0}
-    curve: list[list[float]] = []
+    seen = Curve()
+    outer = checkpoint or Never()
+    inner = Within(outer, seen.state, seen.restore(outer.load()))
     with seeded(spec.seed, "teacher", device):
         model = models.channels_last(models.build(spec.arch, dataset.classes, dataset.size).to(device)).train()
         for done in train_epochs(
-            model, recipe, dataset, train, device, seed=spec.seed, precision=spec.precision, progress=progress
+            model,
+            recipe,
+            dataset,
+            train,
+            device,
+            seed=spec.seed,
+            precision=spec.precision,
+            progress=progress,
+            checkpoint=inner,
         ):
             if done in points:
-                score = validation.score(model, spec.precision, "teacher")
-                curve.append([done, score.accuracy])
+                seen.add(done, validation.score(model, spec.precision, "teacher"))
     steps = epochs * -(-len(train) // recipe.batch)
-    return dict(model.state_dict()), summary(curve, score, epochs, steps, dataset.classes)
-
-
-def summary(curve: list[list[float]], last: Score, epochs: float, steps: int, classes: int) -> Numbers:
-    """`Record.numbers` of a training: the last evaluation ranks, the best is stored beside it."""
-    best = max(curve, key=lambda point: point[1])
-    return {
-        "accuracy_last": last.accuracy,
-        "accuracy_best": best[1],
-        "best_epoch": best[0],
-        "epochs": epochs,
-        "steps": steps,
-        "classes": classes,
-        "val_images": last.images,
-        "curve": curve,
-        "constant_prediction": last.constant,
-    }
+    return dict(model.state_dict()), seen.numbers(epochs, steps, dataset.classes)
 
 
 def load_teacher(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import astuple, dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -58,6 +58,50 @@ class Score:
     accuracy: float
     images: int
     constant: bool
+
+
+Numbers = dict[str, Any]
+
+
+class Curve:
+    """The evaluations of a training: the last one ranks, the best is stored beside it."""
+
+    def __init__(self) -> None:
+        self.points: list[list[float]] = []
+        self.last: Score | None = None
+
+    def add(self, epoch: float, score: Score) -> None:
+        """Take note of an evaluation."""
+        self.points.append([epoch, score.accuracy])
+        self.last = score
+
+    def numbers(self, epochs: float, steps: int, classes: int) -> Numbers:
+        """`Record.numbers` of the whole training, which ends with an evaluation."""
+        assert self.last is not None
+        best = max(self.points, key=lambda point: point[1])
+        return {
+            "accuracy_last": self.last.accuracy,
+            "accuracy_best": best[1],
+            "best_epoch": best[0],
+            "epochs": epochs,
+            "steps": steps,
+            "classes": classes,
+            "val_images": self.last.images,
+            "curve": self.points,
+            "constant_prediction": self.last.constant,
+        }
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        return {"curve": [list(point) for point in self.points], "last": self.last and astuple(self.last)}
+
+    def restore(self, state: dict[str, Any] | None) -> Any:
+        """Go on from a checkpoint, if there is one; returns what the loop inside it remembers."""
+        if state is None:
+            return None
+        self.points = [list(point) for point in state["curve"]]
+        self.last = Score(*state["last"]) if state["last"] else None
+        return state["inner"]
 
 
 def _batch(size: int, device: torch.device) -> int:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from suite.learn.checkpoint import Checkpoint, Never
 from suite.spec.datasets import Dataset, dataset
 from suite.spec.stages import Stage
 from suite.stages.devices import peak_memory, reset_peak_memory
@@ -34,6 +35,7 @@ class Settings:
         device: `auto`, `cpu` or `cuda`.
         loader_timeout: Seconds without a batch after which a loader counts as stalled.
         group_readable: Whether the account's group may read what is written.
+        checkpoint_minutes: Between two checkpoints of a stage.
     """
 
     store: str
@@ -43,6 +45,7 @@ class Settings:
     device: str = "auto"
     loader_timeout: float = 300.0
     group_readable: bool = False
+    checkpoint_minutes: float = 10.0
 
 
 @dataclass
@@ -67,6 +70,7 @@ class Context:
         device: Where to compute.
         progress: Called with (done, total) now and then.
         micro_batches: Parts that a training cuts each batch into, after its memory ran out.
+        checkpoint: Where an interrupted attempt goes on.
     """
 
     stage: Stage
@@ -76,6 +80,7 @@ class Context:
     device: torch.device
     progress: Callable[[int, int], None]
     micro_batches: int = 1
+    checkpoint: Checkpoint = field(default_factory=Never)
 
     @property
     def spec(self) -> Any:
@@ -119,18 +124,36 @@ class Context:
 
 
 @contextmanager
-def metered(device: torch.device) -> Iterator[dict[str, Any]]:
-    """Measure a computation: device-synchronised seconds and peak memory, filled in when the block ends."""
+def metered(device: torch.device, checkpoint: Checkpoint | None = None) -> Iterator[dict[str, Any]]:
+    """Measure a computation: device-synchronised seconds and peak memory, filled in when the block ends.
+
+    Args:
+        device: Where it runs.
+        checkpoint: Where it goes on, if it does. Seconds of earlier attempts, up to the checkpoint that was taken, are
+            added; the largest peak counts. Seconds in which checkpoints were written stand beside, as
+            `checkpoint_seconds`: how often that happens is a property of the place.
+    """
     cost: dict[str, Any] = {}
+    checkpoint = checkpoint or Never()
     gc.collect()
     synchronise(device)
     reset = reset_peak_memory(device)
-    begin = time.monotonic()
+    begin, name = time.monotonic(), device_info(device)["name"]
+
+    def measure() -> dict[str, Any]:
+        synchronise(device)
+        before = checkpoint.before
+        seconds = time.monotonic() - begin - checkpoint.spent
+        found = {"seconds": seconds + before.get("seconds", 0.0), **peak_memory(device)}
+        found["device"] = ", ".join(sorted({*filter(None, before.get("device", "").split(", ")), name}))
+        found["peak_memory_bytes"] = max(found["peak_memory_bytes"], before.get("peak_memory_bytes", 0))
+        if spent := checkpoint.spent + before.get("checkpoint_seconds", 0.0):
+            found["checkpoint_seconds"] = spent
+        return found
+
+    checkpoint.measure = measure
     yield cost
-    synchronise(device)
-    cost["seconds"] = time.monotonic() - begin
-    cost["device"] = device_info(device)["name"]
-    cost |= peak_memory(device)
+    cost |= measure()
     if not reset:
         cost["peak_memory_kind"] += " of the whole process"
 

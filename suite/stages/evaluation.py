@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from suite.data.distilled import DistilledSet
+from suite.learn.checkpoint import Checkpoint, Within
 from suite.learn.label_stream import LabelStream
 from suite.learn.label_vectors import LabelVectors
 from suite.learn.soft_labels import HardLabels, LabelSource, OnlineLabels, StoredLabels, VectorLabels, entry
@@ -23,7 +24,7 @@ def run(context: Context) -> Outcome:
     distilled = DistilledSet.load(image_file).check(facts.classes, spec.ipc, facts.size)
     labels = _labels(context, len(distilled.labels))
     val = context.real("val")
-    with metered(context.device) as cost:
+    with metered(context.device, context.checkpoint) as cost:
         numbers = train_student(
             cut(spec.recipe, context.micro_batches),
             spec.student,
@@ -35,6 +36,7 @@ def run(context: Context) -> Outcome:
             device=context.device,
             precision=spec.precision,
             progress=context.progress,
+            checkpoint=_with_labels(context.checkpoint, labels),
         )
     if context.micro_batches > 1:
         numbers["micro_batches"] = context.micro_batches
@@ -50,6 +52,17 @@ def cut(recipe: StudentRecipe, micro_batches: int) -> StudentRecipe:
     Gradients of the parts are summed; networks with BatchNorm normalise each part by itself, so the row says it.
     """
     return recipe if micro_batches == 1 else replace(recipe, accumulate=recipe.accumulate * micro_batches)
+
+
+def _with_labels(outer: Checkpoint, labels: LabelSource) -> Checkpoint:
+    """The student's checkpoint, which also remembers what the teachers of online labels have seen."""
+    if not isinstance(labels, OnlineLabels):
+        return outer
+    saved = outer.load()
+    if saved is not None:
+        labels.forward_images = saved["forward_images"]
+    inner = saved["inner"] if saved is not None else None
+    return Within(outer, lambda: {"forward_images": labels.forward_images}, inner)
 
 
 def _storage(image_file: Path, labels: LabelSource) -> list[dict[str, Any]]:

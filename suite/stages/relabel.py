@@ -15,11 +15,11 @@ def run(context: Context) -> Outcome:
     teachers = context.teachers()
     arguments = (context.dir / "labels.safetensors", distilled, teachers, spec.recipe)
     place = (context.dataset, context.device, spec.precision, context.progress)
-    with metered(context.device) as cost:
+    with metered(context.device, context.checkpoint) as cost:
         if spec.labels == "vector":
             seen = write_vectors(*arguments, *place)
         else:
-            seen = write_stream(*arguments, spec.seed, *place)
+            seen = write_stream(*arguments, spec.seed, *place, context.checkpoint)
     cost["forward_images"] = seen
     cost["images"] = len(distilled.labels)
     return Outcome(cost, upstream={"teacher": summed(costs(context.roles("teacher")))})

@@ -32,8 +32,9 @@ def run(context: Context) -> Outcome:
         real=context.real("train") if "prepare" in context.inputs else None,
         precision=spec.precision,
         progress=context.progress,
+        checkpoint=context.checkpoint,
     )
-    with metered(context.device) as cost:
+    with metered(context.device, context.checkpoint) as cost:
         distilled = method.synthesize(job)
     kept(distilled, spec.method, facts, spec.ipc).save(context.dir / "distilled.safetensors")
     cost |= {

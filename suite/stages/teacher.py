@@ -18,8 +18,10 @@ def run(context: Context) -> Outcome:
     spec, facts = context.spec, context.dataset
     if spec.weights == "scratch":
         train, val = context.real("train"), context.real("val")
-        with metered(context.device) as cost:
-            state, numbers = train_teacher(spec, facts, train, val, context.device, context.progress)
+        with metered(context.device, context.checkpoint) as cost:
+            state, numbers = train_teacher(
+                spec, facts, train, val, context.device, context.progress, context.checkpoint
+            )
         cost["images"] = len(train) * trained_epochs(spec.recipe)
     else:
         with metered(context.device) as cost:

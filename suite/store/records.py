@@ -29,6 +29,8 @@ class Record:
         node: Name of the node, as Slurm knows it.
         job: Slurm's job id, with the index in its array; empty elsewhere.
         number: Of the attempt: failed attempts before it, plus one.
+        resumed: Earlier attempts on whose checkpoints this one went on, oldest first: {"attempt", "host", "started",
+            "commit"}. Their seconds and counts are in `cost`.
         started: UTC wall clock, ISO 8601.
         seconds: Duration by the monotonic clock, device-synchronised.
         device: {"type", "name", "threads", "precision"}.
@@ -54,6 +56,7 @@ class Record:
     node: str = ""
     job: str = ""
     number: int = 0
+    resumed: list[dict[str, Any]] = field(default_factory=list)
     started: str = ""
     seconds: float = 0.0
     device: dict[str, Any] = field(default_factory=dict)

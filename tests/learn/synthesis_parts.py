@@ -40,10 +40,10 @@ class DigitImages:
         return self.images[indices]
 
     def batches(
-        self, batch: int, *, seed: int | None = None, epoch: int = 0, drop_last: bool = False
+        self, batch: int, *, seed: int | None = None, epoch: int = 0, drop_last: bool = False, begin: int = 0
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         order = torch.arange(len(self)) if seed is None else permutation(len(self), seed, epoch)
-        for chosen in order.split(batch):
+        for chosen in order.split(batch)[begin:]:
             yield self.images[chosen], self.labels[chosen]
 
 

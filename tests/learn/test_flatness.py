@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from suite.learn.checkpoint import Checkpoint
 from suite.learn.flatness import AveragedViews, flatness_loss
-from suite.learn.handover import Checkpoint
 from suite.learn.view_policies import RandomViews
 from suite.methods import get
 from tests.helpers import golden
@@ -89,13 +89,11 @@ class Interrupted(Exception):
 class Fragile(Checkpoint):
     """Saves after every iteration, and fails after the seventh."""
 
-    saves = 0
-
-    def save(self, state: dict[str, Any]) -> None:
-        super().save(state)
-        self.saves += 1
+    def save(self, state: Any, piece: Any = None) -> bool:
+        super().save(state, piece)
         if self.saves == 7:
             raise Interrupted
+        return True
 
 
 @pytest.mark.parametrize("name", ["edc", "gvbsm"])

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from suite.errors import DataError, UserError
 from suite.learn import synthesis
+from suite.learn.checkpoint import Checkpoint
 from suite.learn.early_late import first_rounds, rounds_of
-from suite.learn.handover import Checkpoint
 from suite.learn.initial import RankedStart, per_class, rank, true_class_scores
 from suite.learn.recovery import recover, shrinking, smallest_area
 from suite.learn.synthesis import BETAS, EPS, BatchRun, by_class, cosine
@@ -217,14 +217,38 @@ def test_progress_of_batches_with_unequal_rounds_never_goes_back() -> None:
     assert told == sorted(told) and len({total for _, total in told}) == 1 and told[-1][0] == told[-1][1]
 
 
-@pytest.mark.parametrize(("batch", "kept"), [(20, True), (8, False)])
-def test_only_sets_in_one_part_have_a_checkpoint(batch: int, kept: bool, tmp_path: Path) -> None:
-    """Parts with rounds of their own would overwrite each other's; the images are the same without."""
+class Stop(Exception):
+    """What ends a synthesis after some checkpoints."""
+
+
+class Stopping(Checkpoint):
+    """Saves after every step, and fails after a number of them."""
+
+    left = 0
+
+    def save(self, state: Any, piece: Any = None) -> bool:
+        super().save(state, piece)
+        self.left -= 1
+        if not self.left:
+            raise Stop
+        return True
+
+
+@pytest.mark.parametrize("batch", [20, 8], ids=["one part", "three parts"])
+def test_an_interrupted_set_goes_on_to_the_same_bits_whatever_part_it_was_at(batch: int, tmp_path: Path) -> None:
     method = get("delt")(**SCALED, batch=batch)
-    plain = method.synthesize(tiny_job(ipc=10, classes=2))
-    job = tiny_job(ipc=10, classes=2, checkpoint=Checkpoint(tmp_path / "state", seconds=0.0))
-    assert torch.equal(method.synthesize(job).images, plain.images)
-    assert (tmp_path / "state").exists() == kept
+    job = tiny_job(ipc=10, classes=2)
+    whole, counters = method.synthesize(job), job.counters
+    made = 0
+    for after in (1, 7, 3):
+        checkpoint = Stopping(tmp_path / "state", seconds=0.0)
+        checkpoint.left = after
+        with pytest.raises(Stop):
+            method.synthesize(tiny_job(ipc=10, classes=2, checkpoint=checkpoint))
+        made += after
+        assert checkpoint.saves == made, "no step is made twice"
+    job = tiny_job(ipc=10, classes=2, checkpoint=Checkpoint(tmp_path / "state"))
+    assert torch.equal(method.synthesize(job).images, whole.images) and job.counters == counters
 
 
 def test_rounds_that_do_not_divide_the_iterations_are_refused() -> None:

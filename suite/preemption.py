@@ -19,13 +19,14 @@ SIGNALS = (signal.SIGUSR2, signal.SIGTERM)
 class Preempted(BaseException):
     """The stage was asked to leave and has left. Not a failure, so that no `except Exception` takes it for one.
 
-    Args:
+    Attributes:
         signum: The first signal that asked for it.
-        progress: Checkpoints of the stage so far; it grows by one with every save.
+        saves: Checkpoints of the stage so far, which grow by one with every step that is not made again.
+        stages: Stages that this process was through with.
     """
 
-    def __init__(self, signum: int, progress: int = 0) -> None:
-        self.signum, self.progress = signum, progress
+    def __init__(self, signum: int, saves: int = 0) -> None:
+        self.signum, self.saves, self.stages = signum, saves, 0
         super().__init__(f"asked to leave by {signal.Signals(signum).name}")
 
 
@@ -53,21 +54,22 @@ class Notice:
         if self.signum is None:
             self.signum = signum
 
-    def leave(self, progress: int = 0) -> None:
+    def leave(self, saves: int = 0) -> None:
         """Leave the stage if that was asked for.
 
         Raises:
             Preempted: Then.
         """
         if self.signum is not None:
-            raise Preempted(self.signum, progress)
+            raise Preempted(self.signum, saves)
 
 
 @contextmanager
 def noticing() -> Iterator[Notice]:
-    """Take note of `SIGNALS` inside the block; their handlers are put back behind it.
+    """Take note of `SIGNALS` inside the block.
 
-    Only a process's main thread can do that; elsewhere the notice stays empty.
+    Behind it their handlers are put back, unless there was a signal: then the process is on its way out, and a second
+    one still changes nothing. Only a process's main thread can do that; elsewhere the notice stays empty.
     """
     notice = Notice()
     if threading.current_thread() is not threading.main_thread():
@@ -77,5 +79,6 @@ def noticing() -> Iterator[Notice]:
     try:
         yield notice
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        if not notice.taken:
+            for number, handler in before.items():
+                signal.signal(number, handler)

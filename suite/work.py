@@ -16,7 +16,7 @@ import socket
 import sys
 import time
 import traceback
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -61,8 +61,13 @@ def main() -> int:
         return 128 + error.signum
 
 
-def run_pack(run_dir: str, indices: list[int]) -> int:
+def run_pack(run_dir: str, indices: list[int], notice: Notice | None = None) -> int:
     """Run some stages of a run directory. Returns 0 if all are published, 1 if any failed.
+
+    Args:
+        run_dir: The run directory.
+        indices: Positions of the stages in it.
+        notice: Whether the process was asked to leave; by default signals are taken note of here.
 
     Raises:
         UserError: If the run directory or an index does not exist.
@@ -75,8 +80,14 @@ def run_pack(run_dir: str, indices: list[int]) -> int:
     if settings.group_readable:
         share_with_group()
     store = Store(settings.store)
-    with noticing() as notice:
-        results = [run_stage(stage, store, settings, notice) for stage in stages]
+    results: list[bool] = []
+    with noticing() if notice is None else nullcontext(notice) as notice:
+        try:
+            for stage in stages:
+                results.append(run_stage(stage, store, settings, notice))
+        except Preempted as left:
+            left.stages = len(results)
+            raise
     return 0 if all(results) else 1
 
 

@@ -33,7 +33,7 @@ def write_grid(folder: Path, text: str = TINY) -> Path:
     return path
 
 
-def write_run(plan: Plan, store: Store) -> Path:
+def write_run(plan: Plan, store: Store, checkpoint_minutes: float = 10.0) -> Path:
     """A run directory with every stage of a plan."""
     run = store.root / "runs" / plan.name / "test"
     run.mkdir(parents=True, exist_ok=True)
@@ -44,6 +44,7 @@ def write_run(plan: Plan, store: Store) -> Path:
         "threads": 1,
         "device": "cpu",
         "loader_timeout": 120,
+        "checkpoint_minutes": checkpoint_minutes,
     }
     (run / "settings.json").write_text(json.dumps(settings))
     (run / "stages.jsonl").write_text("".join(json.dumps(s.to_json()) + "\n" for s in plan.stages))

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from suite.cluster.requeue import requeue
 from suite.errors import SuiteError
+from suite.preemption import Preempted, noticing
 
 #: Environment variable with `pid:start time` of the process that local workers must not outlive.
 LAUNCHER = "SUITE_LAUNCHER"
@@ -35,21 +37,28 @@ class Pack:
     indices: tuple[int, ...]
 
     def __call__(self) -> int:
-        """Run the stages.
+        """Run the stages; a task of Slurm's that is asked to leave goes back into the queue.
 
         Raises:
             PackFailed: If some of them failed.
+            SystemExit: If the task was asked to leave.
         """
-        follow_launcher()
-        remove_stale_saves()
-        # By name, so that the launcher's layer does not import the workers'.
-        code = importlib.import_module("suite.work").run_pack(self.run, list(self.indices))
+        with noticing() as notice:
+            follow_launcher()
+            remove_stale_saves()
+            try:
+                # By name, so that the launcher's layer does not import the workers'.
+                code = importlib.import_module("suite.work").run_pack(self.run, list(self.indices), notice)
+            except Preempted as left:
+                print(f"{left}: {requeue(Path(self.run), self.indices[0], left)}", flush=True)
+                # Not an exception: submitit would write it down as the task's result.
+                raise SystemExit(128 + left.signum) from None
         if code:
             raise PackFailed(f"some of {len(self.indices)} stages failed", where=self.run, hint="see the log above")
         return int(code)
 
     def checkpoint(self) -> Any:
-        """What submitit requeues after a preemption: the same pack; stages that are published are left alone."""
+        """What submitit's own handler requeues, on a signal before `__call__`: the same pack, which goes on."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)

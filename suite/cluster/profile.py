@@ -24,8 +24,8 @@ _OURS = frozenset({
     "array", "dependency", "job-name", "output", "error", "open-mode", "export", "signal", "wrap", "wait", "parsable",
     "kill-on-invalid-dep", "test-only", "clusters",
 })  # fmt: skip
-#: submitit counts every job with a limit of ten minutes or less as timed out from its first second.
-MIN_MINUTES = 15
+#: Tasks are asked to leave 90 s before their limit; a shorter one would leave no time to work in.
+MIN_MINUTES = 5
 _CLOCK = re.compile(r"(?:(\d{1,3})-)?(\d{1,3}):(\d{2}):(\d{2})")
 _AMOUNT = re.compile(r"(\d{1,5})\s*(m|min|h|d)")
 _UNIT = {"m": 1, "min": 1, "h": 60, "d": 1440}

@@ -96,14 +96,18 @@ def class_barycentres(job: Job, classes: Sequence[int] | None = None) -> torch.T
         DataError: If there are no real images.
         NumericError: If features are not finite.
     """
-    members, points = per_class(job), torch.empty(0)
-    for c in range(job.dataset.classes) if classes is None else classes:
+    members = per_class(job)
+
+    def of_class(c: int) -> torch.Tensor:
         features, _ = real_features(job, members[c])
-        width = features.shape[1]
-        if not len(points):
-            points = torch.full((job.dataset.classes, job.ipc, width), torch.nan)
-        start = torch.randn(job.ipc, width, generator=job.generator("barycentre", c), dtype=torch.float64)
-        points[c] = barycentre(features, start).float()
+        draws = job.generator("barycentre", c)
+        return barycentre(features, torch.randn(job.ipc, features.shape[1], generator=draws, dtype=torch.float64))
+
+    made = job.each_class(of_class, classes)
+    width = next(iter(made.values())).shape[1] if made else 0
+    points = torch.full((job.dataset.classes, job.ipc, width), torch.nan)
+    for c, found in made.items():
+        points[c] = found.float()
     return points.flatten(0, 1).to(job.device)
 
 

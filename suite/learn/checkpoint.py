@@ -203,7 +203,7 @@ class Checkpoint:
                 magic, serial, size, sum_ = _HEADER.unpack(file.read(_HEADER.size))
             except struct.error as error:
                 raise Damaged("no header") from error
-            if magic != _MAGIC or path.stat().st_size != _HEADER.size + size or _digest(file) != sum_:
+            if magic != _MAGIC or os.fstat(file.fileno()).st_size != _HEADER.size + size or _digest(file) != sum_:
                 raise Damaged("size or SHA-256 differ from its header")
             file.seek(_HEADER.size)
             payload: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
@@ -226,12 +226,16 @@ class Checkpoint:
         """Write a piece; returns its name, size and SHA-256."""
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"piece-{len(self._files):05d}-{secrets.token_hex(6)}"
-        with path.open("wb") as file:
-            hashed = _Hashed(file, "")
-            for chunk in chunks:
-                hashed.write(chunk)
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with path.open("wb") as file:
+                hashed = _Hashed(file, "")
+                for chunk in chunks:
+                    hashed.write(chunk)
+                file.flush()
+                os.fsync(file.fileno())
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
         return [path.name, hashed.size, hashed.sum.hexdigest()]
 
     def pieces(self) -> list[Path]:

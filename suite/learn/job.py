@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
 
+from suite.learn.checkpoint import Checkpoint, Never, Within
 from suite.learn.share import Share
 from suite.spec.datasets import Dataset
 
 if TYPE_CHECKING:
     from suite.data.loader import RealImages
-    from suite.learn.checkpoint import Checkpoint
     from suite.learn.statistics import ClassStatistics
     from suite.learn.teachers import Teacher
 
@@ -84,6 +84,44 @@ class Job:
     def generator(self, *names: object) -> torch.Generator:
         """A CPU generator for one purpose of this synthesis."""
         return generator(self.seed, *names)
+
+    def each_class(
+        self, make: Callable[[int], torch.Tensor], classes: Iterable[int] | None = None
+    ) -> dict[int, torch.Tensor]:
+        """What `make` gives for each class, on the CPU; what a checkpoint has is not made again.
+
+        Args:
+            make: Maps a class to a tensor.
+            classes: Which; by default those of `classes`.
+        """
+        checkpoint = self.checkpoint or Never()
+        saved = checkpoint.load()
+        made: dict[int, torch.Tensor] = {}
+        if saved is not None:
+            made = dict(saved["made"])
+            self.counters.image_iterations, self.counters.forward_images = saved["counters"]
+        for c in self.classes() if classes is None else classes:
+            if c in made:
+                continue
+            made[c] = make(c).cpu()
+            self.progress(c + 1, self.dataset.classes)
+            counters = (self.counters.image_iterations, self.counters.forward_images)
+            checkpoint.offer(lambda counters=counters: {"made": made, "counters": counters})  # type: ignore[misc]
+        return made
+
+    def before(self, make: Callable[[Job], torch.Tensor]) -> tuple[torch.Tensor, Job]:
+        """What `make` gives before the rest of a synthesis, and the job of the rest.
+
+        Checkpoints of both jobs are one: those of the rest hold what was made before.
+        """
+        outer = self.checkpoint or Never()
+        saved = outer.load() or {"before": None, "inner": None}
+        if saved["before"] is None:
+            made = make(replace(self, checkpoint=Within(outer, lambda: {"before": None}, saved["inner"])))
+            inner = None
+        else:
+            made, inner = saved["before"].to(self.device), saved["inner"]
+        return made, replace(self, checkpoint=Within(outer, lambda: {"before": made}, inner))
 
     def classes(self) -> list[int]:
         """Classes that this job makes all images of, ascending: for methods that go class by class."""

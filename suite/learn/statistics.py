@@ -14,6 +14,7 @@ from torch import nn
 
 from suite.data.tensors import save_tensors
 from suite.errors import DataError
+from suite.learn.checkpoint import Checkpoint, Never
 from suite.learn.taps import BN, CONV, InputHooks, full_precision, patches, running_statistics
 
 _FORMAT = "layer statistics 1"
@@ -174,6 +175,19 @@ class _Sums:
         self.counts = torch.zeros(classes, dtype=torch.float64, device=first.device)
         self.total = torch.zeros(width, dtype=torch.float64, device=first.device)
 
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        sums = [self.by_class, self.counts, self.total]
+        return {"layers": self.layers, "sums": sums, "one": torch.ones((), dtype=self.dtype)}
+
+    @staticmethod
+    def restored(state: dict[str, Any], device: torch.device) -> _Sums:
+        """The sums of a `state`."""
+        sums = _Sums.__new__(_Sums)
+        sums.layers, sums.dtype = state["layers"], state["one"].dtype
+        sums.by_class, sums.counts, sums.total = (t.to(device) for t in state["sums"])
+        return sums
+
     def add(self, layers: list[_PerImage], labels: torch.Tensor) -> None:
         """Add one batch: its images to their classes, its own statistics, times its size, to the total."""
         rows = torch.cat([v for layer in layers for v in layer.vectors], dim=1).double()
@@ -196,6 +210,7 @@ def compute_statistics(
     classes: int,
     patch: int | None,
     kinds: tuple[str, ...] = (BN, CONV),
+    checkpoint: Checkpoint | None = None,
 ) -> ClassStatistics:
     """Statistics of a teacher over real images (EDC, section 3; E2D, section 3; global ones: G-VBSM, section 3.3).
 
@@ -209,13 +224,16 @@ def compute_statistics(
         classes: Number of classes K.
         patch: Side of the patches of convolution statistics; None for none.
         kinds: Which layers, `bn` and `conv`.
+        checkpoint: Where an interrupted computation goes on; `batches` are then those that are left.
 
     Raises:
         DataError: If there are no images, or a class has none.
         UserError: If the network has no such layers.
     """
     hooks = InputHooks(model, kinds, lambda name, kind, x: _per_image(name, kind, x, patch))
-    sums: _Sums | None = None
+    checkpoint = checkpoint or Never()
+    saved = checkpoint.load()
+    sums = None if saved is None else _Sums.restored(saved, next(model.parameters()).device)
     try:
         with torch.no_grad():
             for x, labels in batches:
@@ -224,6 +242,7 @@ def compute_statistics(
                 layers = [s for s in collected if isinstance(s, _PerImage)]
                 sums = sums or _Sums(classes, layers)
                 sums.add(layers, labels)
+                checkpoint.offer(sums.state)
     finally:
         hooks.close()
     if sums is None:

@@ -58,7 +58,6 @@ def distill(job: Job, composition: Composition) -> DistilledSet:
     if saved is not None:
         shelf.restore(saved["images"])
         begun, counter = saved["begun"], saved["counter"]
-        job.counters.image_iterations, job.counters.forward_images = saved["counters"]
     with ExitStack() as stack:
         for critic in composition.critics:
             stack.callback(critic.close)
@@ -70,6 +69,9 @@ def distill(job: Job, composition: Composition) -> DistilledSet:
             run = BatchRun(job, composition, numbers, counter if composition.carry else None)
             if saved is not None:
                 run.restore(saved["run"])
+                for n, slots in zip(run.numbers, run.slots, strict=True):
+                    composition.start(n, slots)  # what starts keep for the next batch is there again
+                job.counters.image_iterations, job.counters.forward_images = saved["counters"]
                 saved = None
             x = run.run(lambda run=run: _save(job, shelf, run, counter))  # type: ignore[misc]  # noqa: B023
             mean, std = run.scale

@@ -89,8 +89,5 @@ class RDED(Method):
         from suite.learn.mosaics import Mosaics
 
         mosaics = Mosaics(job, self.candidates, self.crops, self.factor, self.crop)
-        images = []
-        for c in job.classes():
-            images.append(mosaics.of_class(c))
-            job.progress(c + 1, job.dataset.classes)
+        images = list(job.each_class(mosaics.of_class).values())
         return to_distilled(job, torch.cat(images))

@@ -77,7 +77,10 @@ class WMDD(Recovery):
         weight, together = self.feature_weight, max(1, self.batch // job.ipc)
         partition = by_class(job.dataset.classes, job.ipc, together * job.ipc)
         own = job.share.classes(partition, job.ipc)
-        extra = barycentre_term(class_barycentres(job, own), weight) if weight else None
+        extra = None
+        if weight:
+            points, job = job.before(lambda first: class_barycentres(first, own))
+            extra = barycentre_term(points, weight)
         return recover(
             job,
             self,

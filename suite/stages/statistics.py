@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
+from suite.learn.checkpoint import Within
 from suite.learn.job import generator
 from suite.learn.models import normalise
 from suite.learn.statistics import compute_statistics
@@ -19,8 +21,10 @@ def run(context: Context) -> Outcome:
     teacher = context.teachers()[0]
     real = context.real("train")
     chosen = _shuffled(_first_per_class(real.labels, spec.per_class), spec.seed)
-    with metered(context.device) as cost:
-        statistics = compute_statistics(teacher.model, _views(context, chosen), facts.classes, spec.patch)
+    with metered(context.device, context.checkpoint) as cost:
+        views = _Views(context, chosen)
+        checkpoint = Within(context.checkpoint, views.state, views.restore(context.checkpoint.load()))
+        statistics = compute_statistics(teacher.model, views, facts.classes, spec.patch, checkpoint=checkpoint)
     statistics.save(context.dir / "statistics.safetensors")
     cost["forward_images"] = len(chosen)
     return Outcome(cost)
@@ -44,16 +48,41 @@ def _shuffled(indices: torch.Tensor, seed: int) -> torch.Tensor:
     return indices[torch.randperm(len(indices), generator=generator(seed, "statistics order"))]
 
 
-def _views(context: Context, chosen: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    spec, facts, device = context.spec, context.dataset, context.device
-    real = context.real("train")
-    draws = generator(spec.seed, "statistics")
-    for start in range(0, len(chosen), spec.batch):
-        index = chosen[start : start + spec.batch]
-        x = normalise(real.take(index).to(device), facts.mean, facts.std)
-        boxes = rrc_boxes(len(index), real.stored, real.stored, area=spec.crop, ratio=(3 / 4, 4 / 3), generator=draws)
-        x = crop_resize(x, boxes.to(device), facts.size)
-        if spec.flip:
-            x = flip(x, (torch.rand(len(index), generator=draws) < 0.5).to(device))
-        context.progress(start, len(chosen))
-        yield x, real.labels[index].to(device)
+class _Views:
+    """Views of the chosen images, batch by batch.
+
+    Attributes:
+        number: Batches that were given.
+    """
+
+    def __init__(self, context: Context, chosen: torch.Tensor) -> None:
+        self.context, self.chosen, self.number = context, chosen, 0
+        self.draws = generator(context.spec.seed, "statistics")
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Normalised views and labels of the batches that are left, on the device."""
+        spec, facts, device = self.context.spec, self.context.dataset, self.context.device
+        real = self.context.real("train")
+        for index in self.chosen.split(spec.batch)[self.number :]:
+            x = normalise(real.take(index).to(device), facts.mean, facts.std)
+            boxes = rrc_boxes(
+                len(index), real.stored, real.stored, area=spec.crop, ratio=(3 / 4, 4 / 3), generator=self.draws
+            )
+            x = crop_resize(x, boxes.to(device), facts.size)
+            if spec.flip:
+                x = flip(x, (torch.rand(len(index), generator=self.draws) < 0.5).to(device))
+            self.context.progress(self.number * spec.batch, len(self.chosen))
+            self.number += 1
+            yield x, real.labels[index].to(device)
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        return {"number": self.number, "draws": self.draws.get_state()}
+
+    def restore(self, state: dict[str, Any] | None) -> Any:
+        """Go on from a checkpoint, if there is one; returns what the loop inside it remembers."""
+        if state is None:
+            return None
+        self.number = state["number"]
+        self.draws.set_state(state["draws"])
+        return state["inner"]

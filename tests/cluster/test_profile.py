@@ -26,7 +26,7 @@ def write(tmp_path: Path, text: str) -> Path:
         ("gpus: 1\ngpus: 2\n", 2, "gpus", "already"),
         ("time: 12:00:00\n", 1, "", "quote it"),
         ("time: 600\n", 1, "time:", "90m, 4h, 2d"),
-        ("time: 10m\n", 1, "time:", "15 minutes"),
+        ("time: 4m\n", 1, "time:", "5 minutes"),
         ("mem: 64\n", 1, "mem:", "string"),
         ("mem: lots\n", 1, "mem:", "found 'lots'"),
         ("partition: 'a b; rm -rf /'\n", 1, "partition:", "match pattern"),

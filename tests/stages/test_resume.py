@@ -5,25 +5,23 @@ Every stage goes through its real runner, with the real signal, in a process tha
 
 from __future__ import annotations
 
-import os
 import random
-import shutil
 import signal
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from suite.grid import Plan, load_plan
-from suite.preemption import Preempted
-from suite.spec.stages import Stage
-from suite.store import Artifact, Store
+from suite.store import Store
+from tests.faults.attempts import Bench, Signals, bench, find
 from tests.tiny import write_grid, write_run
 
-#: Steps at which stages are interrupted; the same in every run of the tests.
-DRAWS = random.Random(20)
-#: What a record says of a stage that does not depend on time, place or the number of attempts.
-COUNTS = ("image_iterations", "forward_images", "images")
+pytestmark = pytest.mark.ffcv
+
+#: Stages that are interrupted: kind, and method.
+STAGES = [("teacher", ""), ("statistics", ""), ("synthesis", "sre2l"), ("synthesis", "e2d"), ("synthesis", "rded"),
+          ("relabel", ""), ("evaluation", "sre2l"), ("evaluation", "e2d")]  # fmt: skip
+WAYS = (signal.SIGUSR2, signal.SIGTERM)
 
 #: Everything that keeps a state of its own, one way or the other.
 STATEFUL = """\
@@ -31,125 +29,54 @@ name: stateful
 seeds: [0]
 protocol: [paper]
 product:
-  method: [delt, forgetting, e2d_adaptive, edc, gvbsm, rded, wmdd]
+  method: [delt, forgetting, e2d_adaptive, edc, gvbsm, wmdd]
   dataset: [digits]
   ipc: [2]
   teacher: [convnet2_w8_bn]
   student: [resnet10_cifar_w4]
 override:
   - {when: {dataset: digits}, set: {teacher.epochs: 1, statistics.per_class: 20}}
+  - {set: {teachers: grid}, required: false}
   - {set: {student.epochs: 4, student.batch: 5}}
   - {when: {method: delt}, set: {iterations: 8, rounds: 2, batch: 3}}
-  - {when: {method: [e2d_adaptive, edc, gvbsm, wmdd]}, set: {iterations: 6, teachers: grid}}
+  - {when: {method: [e2d_adaptive, edc, gvbsm, wmdd]}, set: {iterations: 6}}
   - {when: {method: [e2d_adaptive, edc, gvbsm]}, set: {batch: 3}}
   - {when: {method: e2d_adaptive}, set: {explore: 2}}
   - {when: {method: edc}, set: {candidates: 20}}
-  - {when: {method: rded}, set: {candidates: 20}}
   - {when: {method: forgetting}, set: {epochs: 2}}
 """
 
 
-def attempt(run: Path, index: int, *, leave_at: int = 0, number: int = signal.SIGUSR2) -> tuple[int, int]:
-    """One attempt at a stage in a forked process, which gets a signal after some of its steps.
-
-    Returns:
-        Its exit code (128 and the signal if it left), and the steps that it made.
-    """
-    from suite.learn.checkpoint import Checkpoint
-    from suite.work import run_pack
-
-    reading, writing = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        code, steps, due = 70, 0, Checkpoint.due
-
-        def counted(self: Checkpoint) -> bool:
-            nonlocal steps
-            steps += 1
-            if steps == leave_at:
-                os.kill(os.getpid(), number)
-            return due(self)
-
-        Checkpoint.due = counted  # type: ignore[method-assign]
-        try:
-            code = run_pack(str(run), [index])
-        except Preempted as error:
-            code = 128 + error.signum
-        finally:
-            os.write(writing, steps.to_bytes(8, "little"))
-            os._exit(code)
-    os.close(writing)
-    _, status = os.waitpid(pid, 0)
-    steps = int.from_bytes(os.read(reading, 8), "little")
-    os.close(reading)
-    return os.waitstatus_to_exitcode(status), steps
-
-
-def same(found: Artifact, wanted: Artifact) -> None:
-    """Two artifacts with equal bytes, and records with equal counts and numbers."""
-    assert found.digest == wanted.digest
-    mine, theirs = found.record(), wanted.record()
-    assert {n: mine.cost.get(n) for n in COUNTS} == {n: theirs.cost.get(n) for n in COUNTS}
-    assert (mine.numbers, mine.storage) == (theirs.numbers, theirs.storage)
-
-
-@pytest.fixture
-def emptied(tmp_path: Path) -> Callable[[Plan, Store, Stage], tuple[Path, Store]]:
-    """Copies a store without one stage; returns a run directory, and the store."""
-
-    def make(plan: Plan, reference: Store, stage: Stage) -> tuple[Path, Store]:
-        shutil.rmtree(tmp_path / "store", ignore_errors=True)
-        shutil.copytree(reference.root, tmp_path / "store")
-        store = Store(tmp_path / "store")
-        shutil.rmtree(store.home(stage.kind, stage.key))
-        return write_run(plan, store), store
-
-    return make
-
-
-def interrupt_anywhere(plan: Plan, reference: Store, index: int, times: int, emptied: Callable) -> None:  # type: ignore[type-arg]
+def interrupt_anywhere(made: Bench, times: int) -> None:
     """Interrupt a stage at random steps, each time in a life of its own, and compare."""
-    stage = plan.stages[index]
-    wanted = reference.open(stage.kind, stage.key)
-    run, _ = emptied(plan, reference, stage)
-    code, steps = attempt(run, index)
-    assert code == 0 and steps > 1, f"{stage.label()} has {steps} steps"
-    for at in [DRAWS.randint(1, steps) for _ in range(times)]:
-        run, store = emptied(plan, reference, stage)
-        code, made = attempt(run, index, leave_at=at, number=DRAWS.choice((signal.SIGUSR2, signal.SIGTERM)))
-        assert code in (128 + signal.SIGUSR2, 128 + signal.SIGTERM) and made == at, "it left after this step"
-        assert stage.key not in store.published(stage.kind)
-        code, rest = attempt(run, index)
-        assert (code, made + rest) == (0, steps), "no step is made twice"
-        same(store.open(stage.kind, stage.key), wanted)
-        assert len(store.open(stage.kind, stage.key).record().resumed) == 1
-        assert not (store.home(stage.kind, stage.key) / "checkpoints").exists(), "deleted once it is published"
+    draws = random.Random(made.stage.key)
+    alone = made.attempt()
+    assert alone.code == 0 and alone.steps > 1
+    made.check()
+    for step in [draws.randint(1, alone.steps) for _ in range(times)]:
+        made.clear()
+        way = draws.choice(WAYS)
+        left = made.attempt(Signals(step, (way,)))
+        assert left == type(left)(128 + way, step), "it left right after this step"
+        assert made.stage.key not in made.store.published(made.stage.kind)
+        rest = made.attempt()
+        assert rest.code == 0 and left.steps + rest.steps == alone.steps, "no step is made twice"
+        assert len(made.check().record().resumed) == 1
 
 
-def kinds_of(plan: Plan) -> list[int]:
-    """One stage of each kind that has steps; two methods."""
-    found: dict[str, int] = {}
-    for index, stage in enumerate(plan.stages):
-        name = stage.kind if stage.kind != "synthesis" else stage.spec.method  # type: ignore[union-attr]
-        found.setdefault(name, index)
-    return [found[name] for name in ("teacher", "sre2l", "e2d", "relabel", "evaluation")]
-
-
-@pytest.mark.ffcv
-@pytest.mark.parametrize("place", range(5), ids=["teacher", "sre2l", "e2d", "relabel", "evaluation"])
-def test_interrupted_equals_uninterrupted(tiny: tuple[Plan, Store, Path], emptied: Callable, place: int) -> None:  # type: ignore[type-arg]
-    interrupt_anywhere(tiny[0], tiny[1], kinds_of(tiny[0])[place], 2, emptied)
+@pytest.mark.parametrize(("kind", "method"), STAGES)
+def test_interrupted_equals_uninterrupted(
+    tiny: tuple[Plan, Store, Path], tmp_path: Path, kind: str, method: str
+) -> None:
+    interrupt_anywhere(bench(tiny[0], tiny[1], find(tiny[0], kind, method), tmp_path), 2)
 
 
 @pytest.mark.slow
-@pytest.mark.ffcv
-@pytest.mark.parametrize("place", range(5), ids=["teacher", "sre2l", "e2d", "relabel", "evaluation"])
+@pytest.mark.parametrize(("kind", "method"), STAGES)
 def test_interrupted_at_20_random_steps_equals_uninterrupted(
-    tiny: tuple[Plan, Store, Path],
-    emptied: Callable,
-    place: int,  # type: ignore[type-arg]
+    tiny: tuple[Plan, Store, Path], tmp_path: Path, kind: str, method: str
 ) -> None:
-    interrupt_anywhere(tiny[0], tiny[1], kinds_of(tiny[0])[place], 20, emptied)
+    interrupt_anywhere(bench(tiny[0], tiny[1], find(tiny[0], kind, method), tmp_path), 20)
 
 
 @pytest.fixture(scope="module")
@@ -165,10 +92,45 @@ def stateful(tmp_path_factory: pytest.TempPathFactory) -> tuple[Plan, Store]:
 
 
 @pytest.mark.slow
-@pytest.mark.ffcv
 @pytest.mark.parametrize("kind", ["synthesis", "relabel", "evaluation"])
-def test_whatever_has_a_state_goes_on_with_it(stateful: tuple[Plan, Store], emptied: Callable, kind: str) -> None:  # type: ignore[type-arg]
+def test_whatever_has_a_state_goes_on_with_it(stateful: tuple[Plan, Store], tmp_path: Path, kind: str) -> None:
+    """Ranks and parts, events, clocks of images, mosaics, dropped layers, barycentres; pruned and plain streams."""
     plan, reference = stateful
     for index, stage in enumerate(plan.stages):
         if stage.kind == kind:
-            interrupt_anywhere(plan, reference, index, 3, emptied)
+            interrupt_anywhere(bench(plan, reference, index, tmp_path), 4)
+
+
+def test_seconds_of_earlier_attempts_are_a_cost_and_saving_is_not(
+    tiny: tuple[Plan, Store, Path], tmp_path: Path
+) -> None:
+    from suite.learn.checkpoint import Checkpoint
+
+    made = bench(tiny[0], tiny[1], find(tiny[0], "teacher"), tmp_path)
+    assert made.attempt(Signals(5)).code == 128 + signal.SIGUSR2
+    (folder,) = (made.store.home("teacher", made.stage.key) / "checkpoints").iterdir()
+    kept = Checkpoint(folder)
+    kept.load()
+    assert made.attempt().code == 0
+    cost = made.check().record().cost
+    assert cost["seconds"] > kept.before["seconds"] > 0 and cost["checkpoint_seconds"] > 0
+    assert cost["peak_memory_bytes"] >= kept.before["peak_memory_bytes"] and cost["device"] == kept.before["device"]
+
+
+def test_another_kind_of_device_or_other_inputs_start_again(tiny: tuple[Plan, Store, Path], tmp_path: Path) -> None:
+    """What a CPU has begun is not gone on with by a GPU, by batches in parts, or from inputs of other bytes."""
+    from dataclasses import replace
+
+    from suite.learn.checkpoint import Checkpoint
+    from suite.store.attempts import open_inputs
+    from suite.store.checkpoints import checkpoint_folder
+
+    made = bench(tiny[0], tiny[1], find(tiny[0], "evaluation"), tmp_path)
+    assert made.attempt(Signals(3)).code == 128 + signal.SIGUSR2
+    inputs = open_inputs(made.store, made.stage)
+    assert Checkpoint(checkpoint_folder(made.store, made.stage, inputs, "cpu 1")).load() is not None
+    for place in ("cuda 1", "cpu 2"):
+        assert Checkpoint(checkpoint_folder(made.store, made.stage, inputs, place)).load() is None
+    role, artifact = next(iter(inputs.items()))
+    others = inputs | {role: replace(artifact, manifest={**artifact.manifest, "digest": "0" * 64})}
+    assert Checkpoint(checkpoint_folder(made.store, made.stage, others, "cpu 1")).load() is None

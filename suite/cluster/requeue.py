@@ -11,6 +11,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from suite.cluster.query import QueryFailed, call
 from suite.preemption import Preempted
@@ -58,7 +59,8 @@ def task_id() -> str:
 
 def _stalled(path: Path, left: Preempted) -> int:
     """Requeues in a row after which the task was no further; this one is written down."""
-    before = read_json(path) if path.exists() else {"requeues": 0, "stalled": 0, "reached": [-1, -1]}
+    nothing: dict[str, Any] = {"requeues": 0, "stalled": 0, "reached": [-1, -1]}
+    before = read_json(path) if path.exists() else nothing
     reached = [left.stages, left.saves]
     stalled = 0 if reached > before["reached"] else before["stalled"] + 1
     write_json(

@@ -17,12 +17,13 @@ from suite.grid.schema import show
 from suite.grid.yaml_strict import Document, Location
 from suite.methods import get
 from suite.spec.recipes import LabelRecipe, Labels, StudentRecipe, TeacherRecipe
-from suite.spec.stages import StatisticsSpec, Weights
+from suite.spec.stages import StatisticsSpec, SynthesisSpec, Weights
 
 #: What stages that all methods share may depend on, so that no two cells get different ones by accident.
 SHARED_CONDITIONS = frozenset({"dataset", "teacher"})
 _STATISTICS = ("per_class", "crop", "flip", "patch", "batch", "seed")
-_SECTIONS = ("student", "label", "teacher", "statistics")
+_SECTIONS = ("student", "label", "synthesis", "teacher", "statistics")
+_SYNTHESIS = ("stack", "compile")
 _SHARED = ("teacher", "statistics")
 #: Whose teachers protocol `paper` uses, for synthesis and labels: the paper's, or those of the cell.
 Teachers = Literal["paper", "grid"]
@@ -39,6 +40,7 @@ class Rule:
         method: Hyper-parameters, still as the file has them; `typed` turns them into values of one method.
         student: Fields of `StudentRecipe`.
         label: Fields of `LabelRecipe`.
+        synthesis: `stack` and `compile` of `SynthesisSpec`.
         teacher: Fields of `TeacherRecipe`, `weights` and `seed`.
         statistics: Fields of `StatisticsSpec`.
         labels: Label policy, or None.
@@ -51,6 +53,7 @@ class Rule:
     method: dict[str, Any] = field(default_factory=dict)
     student: dict[str, Any] = field(default_factory=dict)
     label: dict[str, Any] = field(default_factory=dict)
+    synthesis: dict[str, Any] = field(default_factory=dict)
     teacher: dict[str, Any] = field(default_factory=dict)
     statistics: dict[str, Any] = field(default_factory=dict)
     labels: Labels | None = None
@@ -86,6 +89,7 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "magnitude": (lambda v: 0 <= v <= 10, "0 to 10 are allowed"),
     "accumulate": _at_least(1),
+    "stack": _at_least(1),
     "stop": _at_least(1),
     "gamma": _POSITIVE,
     "prune": _FRACTION,
@@ -122,7 +126,7 @@ def _adapter(annotation: Any) -> TypeAdapter[Any]:
 
 
 def section_types(section: str) -> dict[str, Any]:
-    """The names that `student.`, `label.`, `teacher.` or `statistics.` may be followed by, and their types."""
+    """The names that `student.` and the other sections may be followed by, and their types."""
     if section == "student":
         # Exactly one of the two is set, so that neither can be null in a grid.
         return _types(StudentRecipe) | {"epochs": int, "steps": int}
@@ -130,8 +134,9 @@ def section_types(section: str) -> dict[str, Any]:
         return _types(LabelRecipe)
     if section == "teacher":
         return _types(TeacherRecipe) | {"weights": Weights, "seed": int}
-    hints = _types(StatisticsSpec)
-    return {name: hints[name] for name in _STATISTICS}
+    owner, names = (SynthesisSpec, _SYNTHESIS) if section == "synthesis" else (StatisticsSpec, _STATISTICS)
+    hints = _types(owner)
+    return {name: hints[name] for name in names}
 
 
 def typed(annotation: Any, value: Any, name: str, where: str) -> Any:
@@ -206,6 +211,12 @@ def _parse(part: Part, methods: list[str], document: Document) -> Rule:
             if name not in allowed:
                 hint = did_you_mean(name, allowed)
                 raise UserError(f"{section} has no {name!r}", where=where_key, hint=hint)
+            if section == "synthesis" and not any(name in get(method, where).engine() for method in concerned):
+                raise UserError(
+                    f"{key} has no effect: none of {', '.join(concerned)} has such a loop",
+                    where=where_key,
+                    hint="add a method that optimises images to when",
+                )
             if section in _SHARED:
                 _check_shared(part, key, conditions, document)
             getattr(rule, section)[name] = _in_range(name, typed(allowed[name], value, key, where), key, where)
@@ -280,6 +291,12 @@ def student_values(rules: Iterable[Rule]) -> dict[str, Any]:
         elif "epochs" in rule.student:
             values["steps"] = None
     return values
+
+
+def engine_values(method: str, rules: Iterable[Rule]) -> dict[str, Any]:
+    """The fields `stack` and `compile` of `SynthesisSpec` that rules set and a method uses."""
+    used = get(method).engine()
+    return {name: value for rule in rules for name, value in rule.synthesis.items() if name in used}
 
 
 def label_values(rules: Iterable[Rule]) -> dict[str, Any]:

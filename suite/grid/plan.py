@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar
 from suite.errors import UserError
 from suite.grid.expand import MAX_CELLS, Cell, Matcher, Selection, check_count, expand, select
 from suite.grid.names import check_names
-from suite.grid.overrides import method_values, parse_rules
+from suite.grid.overrides import engine_values, method_values, parse_rules
 from suite.grid.places import Places
 from suite.grid.schema import load_grid
 from suite.grid.stage_maker import StageMaker
@@ -269,6 +269,7 @@ class _Planner:
             seed=seed,
             loader=self.selection.loader,
             precision=self.selection.precision,
+            **engine_values(cell.method, [self.rules[i] for i in matches]),
         )
         return self.add("synthesis", spec, inputs)
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import fields
 from operator import attrgetter
 from typing import Any
 
-from suite.spec.keys import canonical, digest
+from suite.spec.keys import canonical, digest, shown
 from suite.spec.stages import VERSIONS, Stage
 
 
@@ -18,19 +17,20 @@ class StageMaker:
     def __init__(self) -> None:
         #: Canonical JSON by the value's id; the value is kept beside it, so that its id stays its own.
         self._texts: dict[int, tuple[Any, str]] = {}
-        self._fields: dict[type, tuple[list[str], Callable[[Any], tuple[Any, ...]]]] = {}
+        self._fields: dict[tuple[str, ...], tuple[list[str], Callable[[Any], tuple[Any, ...]]]] = {}
 
     def make(self, kind: str, spec: Any, inputs: dict[str, str]) -> Stage:
         """The same as `Stage.make(kind, spec, inputs)`."""
-        heads, values = self._fields.get(type(spec)) or self._describe(type(spec))
+        names = tuple(shown(spec))
+        heads, values = self._fields.get(names) or self._describe(names)
         body = ",".join([head + self._text(value) for head, value in zip(heads, values(spec), strict=True)])
         roles = ",".join([f"{self._text(role)}:{self._text(key)}" for role, key in sorted(inputs.items())])
         whole = f'{{"inputs":{{{roles}}},"kind":"{kind}","spec":{{{body}}},"version":{VERSIONS[kind]}}}'
         return Stage(kind, spec, inputs, digest(whole)[:16])
 
-    def _describe(self, cls: type) -> tuple[list[str], Callable[[Any], tuple[Any, ...]]]:
-        names = sorted(f.name for f in fields(cls))
-        found = self._fields[cls] = ([f"{json.dumps(n)}:" for n in names], attrgetter(*names))
+    def _describe(self, shown: tuple[str, ...]) -> tuple[list[str], Callable[[Any], tuple[Any, ...]]]:
+        names = sorted(shown)
+        found = self._fields[shown] = ([f"{json.dumps(n)}:" for n in names], attrgetter(*names))
         return found
 
     def _text(self, value: Any) -> str:

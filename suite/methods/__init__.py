@@ -66,6 +66,11 @@ class Method(ABC):
         return replace(cls(), **{**values, **(overrides or {})})
 
     @classmethod
+    def engine(cls) -> frozenset[str]:
+        """Which settings of the shared loop a synthesis by this method uses: `compile`, `stack`, or none of them."""
+        return frozenset({"compile", "stack"}) if cls().image_iterations(1) else frozenset()
+
+    @classmethod
     def label_policy(cls, base: str, protocol: str) -> Labels:
         """The label policy on a dataset base under a protocol, unless the grid overrides it."""
         policy = cls.paper_labels.get(base, cls.labels)

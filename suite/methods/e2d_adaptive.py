@@ -64,6 +64,11 @@ class E2DAdaptive(E2D):
         """1 if there is one stream, in which images depend on those before them; else E2D's batches."""
         return 1 if self.continuous else super().parts(classes, ipc)
 
+    @classmethod
+    def engine(cls) -> frozenset[str]:
+        """Places of one batch are refilled: there are no batches side by side."""
+        return frozenset({"compile"})
+
     def synthesize(self, job: Job) -> DistilledSet:
         """Run E2D's parts in the loop in which images have clocks of their own."""
         from suite.learn.continuous import distill_by_image

@@ -10,7 +10,25 @@ import hashlib
 import json
 import math
 from dataclasses import fields, is_dataclass
+from functools import cache
 from typing import Any
+
+#: Metadata of a field that a spec got later: at its default it is left out, so that older keys stay.
+LATER = {"later": True}
+
+
+def shown(spec: Any) -> list[str]:
+    """Names of a dataclass's fields that its JSON has."""
+    names, later = _names(type(spec))
+    left_out = [name for name, default in later if getattr(spec, name) == default]
+    return [name for name in names if name not in left_out] if left_out else names
+
+
+@cache
+def _names(cls: type) -> tuple[list[str], list[tuple[str, Any]]]:
+    """Names of all fields, and of those that came later with their defaults."""
+    every = fields(cls)
+    return [f.name for f in every], [(f.name, f.default) for f in every if "later" in f.metadata]
 
 
 def plain(value: Any) -> Any:
@@ -29,7 +47,7 @@ def plain(value: Any) -> Any:
     if isinstance(value, tuple | list):
         return [plain(v) for v in value]
     if is_dataclass(value) and not isinstance(value, type):
-        return {f.name: plain(getattr(value, f.name)) for f in fields(value)}
+        return {name: plain(getattr(value, name)) for name in shown(value)}
     if isinstance(value, dict):
         return {str(k): plain(v) for k, v in value.items()}
     raise TypeError(f"{type(value).__name__} cannot be part of a spec")

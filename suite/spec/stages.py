@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from suite.spec.keys import plain, stage_key
+from suite.spec.keys import LATER, plain, stage_key
 from suite.spec.recipes import LabelRecipe, Labels, RelabelRecipe, StudentRecipe, TeacherRecipe
 
 Loader = Literal["ffcv", "torchvision"]
@@ -73,7 +73,12 @@ class StatisticsSpec:
 
 @dataclass(frozen=True, slots=True)
 class SynthesisSpec:
-    """A distilled set: method, its resolved parameters, and what it is made for."""
+    """A distilled set: method, its resolved parameters, what it is made for, and how it is rounded.
+
+    `stack` is the number of images of several batches that are optimised side by side at most, `compile` runs teachers
+    through `torch.compile`. Both leave objectives as they are and change roundings, which is why they are here and not
+    in a site profile.
+    """
 
     method: str
     version: int
@@ -84,6 +89,8 @@ class SynthesisSpec:
     seed: int
     loader: Loader
     precision: Precision
+    stack: int = field(default=1, metadata=LATER)
+    compile: bool = field(default=False, metadata=LATER)
 
 
 @dataclass(frozen=True, slots=True)

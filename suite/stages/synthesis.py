@@ -32,6 +32,8 @@ def run(context: Context) -> Outcome:
         real=context.real("train") if "prepare" in context.inputs else None,
         precision=spec.precision,
         progress=context.progress,
+        compile=spec.compile,
+        stack=spec.stack,
         checkpoint=context.checkpoint,
     )
     with metered(context.device, context.checkpoint) as cost:

@@ -11,6 +11,7 @@ from suite.errors import Parser, UserError, guarded
 
 #: Subcommands: modules of suite.benchmarks with `add_arguments(parser)` and `run(arguments) -> int`.
 BENCHMARKS = {
+    "checkpoint": "what saving a stage's state costs at the default interval",
     "loader": "FFCV beside torchvision's ImageFolder and DataLoader",
     "diversity": "how alike the images of a class are, of every distilled set of a grid",
     "economy": "what E2D and its parts save: updates, forward passes and seconds an image",

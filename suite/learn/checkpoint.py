@@ -28,6 +28,8 @@ from suite.store.files import fsync_dir
 
 #: Bumped when the state of some loop changes its layout: files of other formats are not read.
 FORMAT = 1
+#: Of a stage's time, what saving may take.
+SHARE = 0.05
 NAMES = ("a.ckpt", "b.ckpt")
 _MAGIC = b"SUITECKP"
 _HEADER = struct.Struct("<8sQQ32s8x")
@@ -64,7 +66,7 @@ class Checkpoint:
 
     Args:
         folder: The directory; it belongs to one stage, its inputs' bytes and one kind of device.
-        seconds: Between two checkpoints.
+        seconds: Between two checkpoints; 0 for one after every step, whatever that costs.
         kind: Of the stage, for fault points.
         notice: Whether the process was asked to leave.
         attempt: What is remembered of this attempt in the checkpoints that it writes.
@@ -96,12 +98,16 @@ class Checkpoint:
         self.spent, self.saves, self.used = 0.0, 0, False
         self._files: list[list[Any]] = []
         self._newest = NAMES[1]
-        self._last = time.monotonic()
+        self._last, self._took = time.monotonic(), 0.0
 
     def due(self) -> bool:
         """Whether it is time for the next one, or for leaving. Called between two steps, after every one."""
         fault_point(self.kind, "step")
-        return self.notice.taken or time.monotonic() - self._last >= self.seconds
+        return self.notice.taken or time.monotonic() - self._last >= self.interval(self._took)
+
+    def interval(self, took: float) -> float:
+        """Seconds until the next one, after one that took some: as wished, but saving is 5 % of the time at most."""
+        return max(self.seconds, (1 / SHARE - 1) * took) if self.seconds else 0.0
 
     def offer(self, state: Callable[[], State]) -> None:
         """Save what `state` returns if it is time for it."""
@@ -132,7 +138,8 @@ class Checkpoint:
             what = f"no checkpoint: {error.strerror or error}"
             print(f"warning: {self.folder}: {what}", file=sys.stderr, flush=True)
         self._last = time.monotonic()
-        self.spent += self._last - begin
+        self._took = self._last - begin
+        self.spent += self._took
         self.notice.leave(self.saves)
         return self.saves > saves
 

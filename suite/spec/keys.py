@@ -19,7 +19,8 @@ LATER = {"later": True}
 
 def shown(spec: Any) -> list[str]:
     """Names of a dataclass's fields that its JSON has."""
-    names, later = _names(type(spec))
+    kind: Any = type(spec)
+    names, later = _names(kind)
     left_out = [name for name, default in later if getattr(spec, name) == default]
     return [name for name in names if name not in left_out] if left_out else names
 

@@ -17,8 +17,8 @@ from suite.spec.stages import Stage
 from suite.store import Artifact, Store
 from tests.tiny import write_run
 
-#: A checkpoint after every step, for profiles.
-ALWAYS = 1e-9
+#: A checkpoint after every step.
+ALWAYS = 0.0
 #: What a record says of a stage that does not depend on time, place or the number of attempts.
 COUNTS = ("image_iterations", "forward_images", "images")
 #: What stands before the real `scontrol`: it writes down what it is asked, and knows one running task.

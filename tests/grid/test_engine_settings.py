@@ -49,7 +49,7 @@ def test_each_value_has_a_key_of_its_own_and_survives_the_run_directory(tmp_path
     assert len({stage.key for stage in found}) == 3
     assert [(s.spec.stack, s.spec.compile) for s in found] == [(1, False), (20, False), (1, True)]  # type: ignore[union-attr]
     for stage in found:
-        assert stage_from_json(stage.to_json()) == stage
+        assert stage_from_json(stage.to_json()).key == stage.key
         assert StageMaker().make("synthesis", stage.spec, stage.inputs).key == stage.key
         assert canonical(stage.spec) == canonical(plain(stage.spec))
 

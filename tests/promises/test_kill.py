@@ -18,7 +18,7 @@ from tests.tiny import run_in_fork, write_run
 #: The moments that matter, in the order in which a stage passes them.
 POINTS = ["start", "step", "saving", "computed", "recorded", "sealed", "published"]
 #: A checkpoint after every step.
-ALWAYS = 1e-9
+ALWAYS = 0.0
 #: Preparing writes betons through FFCV, which cannot go on with half of one: it starts again.
 WITHOUT_CHECKPOINTS = ("prepare",)
 

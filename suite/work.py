@@ -162,6 +162,7 @@ def _attempt(stage: Stage, store: Store, settings: Settings, micro_batches: int,
             attempt.publish(record)
             discard_checkpoints(store, stage)
     except Exception as error:
+        notice.leave()  # children have got the signal too: what fails behind it may be its doing
         # The one place where any failure becomes a record: siblings go on, and the report shows the hole.
         if debug() or not isinstance(error, SuiteError | OSError | MemoryError):
             traceback.print_exception(error)

@@ -20,7 +20,7 @@ product:
   teacher: [convnet2_w8]
   student: [convnet2_w8]
 override:
-  - {when: {dataset: digits}, set: {student.steps: 6, teacher.epochs: 1, statistics.per_class: 20}}
+  - {when: {dataset: digits}, set: {student.steps: 6, teacher.epochs: 1, statistics.per_class: 20, statistics.batch: 64}}
   - {when: {method: rded}, set: {candidates: 20}}
   - {when: {method: sre2l}, set: {iterations: 4, labels: stored}}
   - {when: {method: e2d}, set: {iterations: 6, explore: 3}}

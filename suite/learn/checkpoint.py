@@ -192,11 +192,14 @@ class Checkpoint:
         return None
 
     def _serial(self, name: str) -> int:
+        """Number of a file by its header; 0 if there is none, above all others if it has no header, to be named so."""
         try:
             with (self.folder / name).open("rb") as file:
                 header = file.read(_HEADER.size)
             return int(_HEADER.unpack(header)[1])
-        except (OSError, struct.error):
+        except struct.error:
+            return 1 << 64
+        except OSError:
             return 0
 
     def _read(self, path: Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import pytest
 
 from suite.grid import Plan, load_plan
 from suite.store import Store
-from tests.faults.attempts import Bench, Signals, bench, find
+from tests.faults.attempts import ALWAYS, Bench, Signals, bench, find
 from tests.tiny import write_grid, write_run
 
 pytestmark = pytest.mark.ffcv
@@ -106,7 +106,7 @@ def test_seconds_of_earlier_attempts_are_a_cost_and_saving_is_not(
 ) -> None:
     from suite.learn.checkpoint import Checkpoint
 
-    made = bench(tiny[0], tiny[1], find(tiny[0], "teacher"), tmp_path)
+    made = bench(tiny[0], tiny[1], find(tiny[0], "teacher"), tmp_path, ALWAYS)
     assert made.attempt(Signals(5)).code == 128 + signal.SIGUSR2
     (folder,) = (made.store.home("teacher", made.stage.key) / "checkpoints").iterdir()
     kept = Checkpoint(folder)

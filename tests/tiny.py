@@ -20,7 +20,8 @@ product:
   teacher: [convnet2_w8]
   student: [convnet2_w8]
 override:
-  - {when: {dataset: digits}, set: {student.steps: 6, teacher.epochs: 1, statistics.per_class: 20, statistics.batch: 64}}
+  - {when: {dataset: digits}, set: {student.steps: 6, teacher.epochs: 1}}
+  - {when: {dataset: digits}, set: {statistics.per_class: 20, statistics.batch: 64}}
   - {when: {method: rded}, set: {candidates: 20}}
   - {when: {method: sre2l}, set: {iterations: 4, labels: stored}}
   - {when: {method: e2d}, set: {iterations: 6, explore: 3}}
@@ -43,7 +44,7 @@ def write_run(plan: Plan, store: Store, checkpoint_minutes: float = 10.0) -> Pat
         "weights": None,
         "threads": 1,
         "device": "cpu",
-        "loader_timeout": 120,
+        "loader_timeout": 600,
         "checkpoint_minutes": checkpoint_minutes,
     }
     (run / "settings.json").write_text(json.dumps(settings))

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from suite.data.loader import RealImages
+from suite.learn.checkpoint import Never
 from suite.learn.models import build
 from suite.learn.statistics import ClassStatistics
 from suite.spec.datasets import dataset
@@ -40,6 +41,7 @@ def compute(folder: Path, real: Any, **values: Any) -> ClassStatistics:
         teachers=lambda: [SimpleNamespace(model=build("convnet1_w4", 10, 16).eval())],
         real=lambda split: real,
         progress=lambda done, total: None,
+        checkpoint=Never(),
     )
     statistics.run(context)
     return ClassStatistics.load(folder / "statistics.safetensors")

@@ -258,7 +258,7 @@ def load_profile(path: Path, **overrides: object) -> Profile:
         return Profile.model_validate({**data, **given})
     except ValidationError as error:
         first = error.errors()[0]
-        raise UserError(_message(first), where=f"--{'.'.join(map(str, first['loc']))}") from error
+        raise UserError(_message(first), where=f"--{'.'.join(map(str, first['loc']))}".replace("_", "-")) from error
 
 
 def _as_user_error(document: Document, error: ValidationError) -> UserError:

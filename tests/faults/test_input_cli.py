@@ -98,7 +98,7 @@ def test_an_unknown_flag_is_refused_by_every_command(grid: Path, command: str) -
         ("launch", ["GRID", "--retry"], "expected at least one argument"),
         ("launch", ["GRID", "--retry", "canceled"], "cancelled"),
         ("launch", ["GRID", "GRID"], "unrecognized"),
-        ("launch", ["GRID", "--max-in-flight", "0"], "--max_in_flight"),
+        ("launch", ["GRID", "--max-in-flight", "0"], "--max-in-flight: "),
         ("launch", ["GRID", "--cancel", "--yes"], "a local run ends with its launcher"),
         ("nightly", ["GRID", "--accept"], "there is no night to accept"),
     ],

@@ -160,6 +160,16 @@ def test_a_scancelled_task_shows_as_cancelled_and_so_does_what_was_written_down(
     assert (found[7].state, found[1].state) == ("blocked", "missing")
 
 
+def test_a_task_that_slurm_has_forgotten_is_told_apart_from_one_never_submitted(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submitted(store, Plan(PLAN.name, PLAN.stages[:2]))
+    slurm_says(tmp_path, monkeypatch, [])
+    found = states.states(PLAN, store).states
+    assert [(s.state, s.job) for s in found[:3]] == [("missing", "1_0"), ("missing", "1_1"), ("missing", "")]
+    assert "job 1_1 is gone and left no record" in found[1].detail and found[2].detail == "new"
+
+
 @pytest.mark.parametrize("how", ["missing", "failing", "hanging", "half a line"])
 def test_status_is_right_from_artifacts_when_slurm_is_not(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str

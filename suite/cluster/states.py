@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from suite.cluster.cancelled import cancelled_stages
 from suite.cluster.query import QueryFailed, Task, in_flight, user_tasks
 from suite.cluster.reconcile import Todo, reconcile
-from suite.cluster.runs import runs_of_jobs
+from suite.cluster.runs import recent_runs, runs_of_jobs
 from suite.cluster.words import LIVE
 from suite.spec.stages import Stage
 from suite.store import Store
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 #: States in the order in which they are shown. `missing` is not submitted; the others need no explanation.
 STATES = ("done", *LIVE, "failed", "diverged", "cancelled", "blocked", "missing")
 Node = tuple[str, str]
+#: Runs of a grid that are looked through for tasks that Slurm has forgotten.
+_LAST_RUNS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,7 @@ def states(plan: Plan, store: Store) -> Picture:
     seen = reconcile(plan, store, cancelled=cancelled_stages(store, plan.name))
     items = {t.index: t for t in (*seen.todo, *seen.held)}
     tasks, note = _ask(store) if items else ({}, "")
+    lost = _last_jobs(store, plan.name) if items and not note else {}
     wanted: dict[str, set[str]] = {}
     for stage in plan.stages if items else ():
         wanted.setdefault(stage.kind, set()).add(stage.key)
@@ -88,7 +91,11 @@ def states(plan: Plan, store: Store) -> Picture:
             continue
         there = stage.key in homes[stage.kind]
         attempts = store.attempts(stage.kind, stage.key) if there else []
-        found.append(_state(stage, item, tasks.get((stage.kind, stage.key)), attempts))
+        state = _state(stage, item, tasks.get((stage.kind, stage.key)), attempts)
+        if state.state == "missing" and not state.job and (job := lost.get((stage.kind, stage.key))):
+            gone = f"job {job} is gone and left no record; the next launch asks accounting why, or submits it again"
+            state = State(stage, "missing", gone, job)
+        found.append(state)
     return Picture(plan.name, found, note)
 
 
@@ -103,6 +110,17 @@ def _ask(store: Store) -> tuple[dict[Node, Task], str]:
     runs = runs_of_jobs(store, {t.name for t in tasks})[::-1]
     ended, live = ([t for t in tasks if t.live is alive] for alive in (False, True))
     return in_flight(runs, ended) | in_flight(runs, live), ""
+
+
+def _last_jobs(store: Store, grid: str) -> dict[Node, str]:
+    """The newest task that each stage of a grid was submitted in, of its newest runs."""
+    found: dict[Node, str] = {}
+    for run in recent_runs(store, grid)[:_LAST_RUNS]:
+        for array in run.arrays if run.cluster == "slurm" else ():
+            for index, pack in enumerate(array.packs if array.job else ()):
+                for i in pack:
+                    found.setdefault(run.keys[i], f"{array.job}_{index}")
+    return found
 
 
 def _state(stage: Stage, item: Todo, task: Task | None, attempts: Iterable[Path]) -> State:

@@ -15,7 +15,7 @@ from tests.cluster.conftest import SlurmCluster
 from tests.cluster.toys import ROOT, run
 from tests.nightly.planted_worker import SEED
 
-pytestmark = [pytest.mark.slurm, pytest.mark.slow]
+pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 GRID = """\
 name: watched

@@ -11,8 +11,8 @@ if [[ $# -lt 2 ]]; then
     echo "usage: slurm/nightly.sh GRID PROFILE [STORE] [FLAG...]" >&2
     exit 2
 fi
-grid=$(realpath -- "$1") profile=$2
-if [[ $profile == */* ]]; then profile=$(realpath -- "$profile"); fi
+grid=$(realpath -m -- "$1") profile=$2
+if [[ $profile == */* ]]; then profile=$(realpath -m -- "$profile"); fi
 shift 2
 store=()
 if [[ $# -gt 0 && $1 != -* ]]; then

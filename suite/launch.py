@@ -145,33 +145,38 @@ def main() -> int:
 
 
 def ask_slurm(launch: Launch) -> None:
-    """Learn which stages earlier launches have waiting or running in Slurm, and which somebody cancelled."""
-    from suite.cluster.ended import note_scancelled
+    """Learn which stages earlier launches have waiting or running in Slurm, and how their other tasks ended."""
     from suite.cluster.query import in_flight, user_tasks
-    from suite.cluster.runs import recent_runs
+    from suite.cluster.runs import recent_runs, runs_of_jobs
 
     plan, store = launch.plan, launch.store
-    runs = [r for r in recent_runs(store) if r.cluster == "slurm"]
-    if not runs:
+    if not any((store.root / "runs").glob("*/*/jobs.json")):
         return
     tasks = user_tasks()
-    nodes = in_flight(runs, [t for t in tasks if t.live])
-    jobs = {t.name: t.job for t in tasks if t.live}
+    live = [t for t in tasks if t.live]
+    runs = runs_of_jobs(store, {t.name for t in live})
+    nodes = in_flight(runs, live)
     for run in runs:
-        if adopted := run.adopt(jobs):
+        if adopted := run.adopt({t.name: t.job for t in live}):
             say(f"adopted {plural(adopted, 'array')} of run {run.id}, whose launch ended before it knew their ids")
     open_nodes = {(s.kind, s.key): t.index for t in launch.state.todo for s in [plan.stages[t.index]]}
     launch.flying = {index: task for node, index in open_nodes.items() if (task := nodes.get(node)) is not None}
-    if "cancelled" not in launch.arguments.retry:
-        mine = [r for r in runs if r.grid == plan.name]
-        stopped, note = note_scancelled(mine, open_nodes.keys() - nodes.keys(), tasks, store)
-        if note:
-            say(note)
-        if stopped:
-            known = cancelled_stages(store, plan.name)
-            launch.state = reconcile(plan, store, launch.arguments.retry, known)
+    note_ended_tasks(launch, [r for r in recent_runs(store, plan.name) if r.cluster == "slurm"], tasks)
     others = {(t.job, t.index) for t in launch.flying.values() if not _submitted_by(plan.name, runs, t)}
     note_awaited(store, plan.name, others)
+
+
+def note_ended_tasks(launch: Launch, runs: Sequence[Run], tasks: Sequence[Task]) -> None:
+    """Write down how tasks ended that left no record, and decide again what runs."""
+    from suite.cluster.ended import note_ended
+
+    plan, retry = launch.plan, launch.arguments.retry
+    lost = {(s.kind, s.key): s for t in launch.todo for s in [plan.stages[t.index]]}
+    wrote, note = note_ended(runs, lost, tasks, launch.store, cancelled="cancelled" not in retry)
+    if note:
+        say(note)
+    if wrote:
+        launch.state = reconcile(plan, launch.store, retry, cancelled_stages(launch.store, plan.name))
 
 
 def _submitted_by(grid: str, runs: Sequence[Run], task: Task) -> bool:
@@ -307,14 +312,27 @@ def start(launch: Launch) -> int:
     from suite.cluster.slurm import PATIENCE, submit
 
     flying = {(launch.plan.stages[i].kind, launch.plan.stages[i].key): task for i, task in launch.flying.items()}
+    avoid = nodes_to_avoid(todo)
+    if avoid:
+        say(f"not on {' '.join(avoid)}, where stages failed")
+    patience = inf if launch.arguments.wait else PATIENCE
     try:
-        submit(run, waves, stages, launch.profile, flying, patience=inf if launch.arguments.wait else PATIENCE)
+        submit(run, waves, stages, launch.profile, flying, avoid, patience)
     finally:  # interrupted, too: what is submitted goes on
         print_submitted(launch, run)
     if launch.arguments.wait:
         return wait(launch)
     say(f"next: {launch.command('suite.status')}")
     return 0
+
+
+def nodes_to_avoid(todo: Sequence[Todo]) -> list[str]:
+    """Nodes where stages that run again have failed; at most half of the cluster, those with most failures first."""
+    from suite.cluster.query import node_names
+
+    blamed = Counter(node for t in todo for node in t.exclude_nodes)
+    known = node_names() if blamed else []
+    return sorted([node for node, _ in blamed.most_common() if node in known][: len(known) // 2])
 
 
 def print_submitted(launch: Launch, run: Run) -> None:
@@ -334,6 +352,7 @@ def print_submitted(launch: Launch, run: Run) -> None:
 def wait(launch: Launch) -> int:
     """Stay until what this and earlier launches submitted is published, or can no longer be."""
     from suite.cluster.follow import follow_slurm, progress_bar
+    from suite.cluster.query import QueryFailed, user_tasks
     from suite.cluster.runs import recent_runs
 
     stages = [launch.plan.stages[t.index] for t in launch.state.todo]
@@ -344,6 +363,12 @@ def wait(launch: Launch) -> int:
     except (KeyboardInterrupt, SystemExit):
         print(f"the jobs go on: {launch.command('suite.status')}", file=sys.stderr)
         raise
+    launch.state, launch.flying = reconcile(launch.plan, launch.store, launch.arguments.retry), {}
+    if launch.todo:
+        try:
+            note_ended_tasks(launch, [r for r in runs if r.grid == launch.plan.name], user_tasks())
+        except QueryFailed as error:
+            say(f"Slurm was not asked how tasks ended: {error.what}")
     return finish(launch)
 
 

@@ -108,7 +108,7 @@ def test_status_prints_the_word(
 ) -> None:
     publish(PLAN.stages[0], store)
     name = submitted(store).arrays[0].name
-    slurm_says(tmp_path, monkeypatch, [f"1|1|{said}|Resources|{name}"])
+    slurm_says(tmp_path, monkeypatch, [f"1|1|{said}|Resources||{name}"])
     picture = states.states(PLAN, store)
     shown = picture.states[1]
     if expected == "running":  # its process is not at this stage: there is no attempt
@@ -128,8 +128,8 @@ def test_status_asks_once_whatever_the_number_of_runs_and_says_why(
     runs = [submitted(store) for _ in range(5)]
     fail(PLAN.stages[1], store, "data", "no class 7\n\x1b[31min the source")
     fail(PLAN.stages[3], store, "numeric", "NaN at step 12")
-    waiting = f"1|4|PENDING|Priority|{runs[-1].arrays[0].name}"
-    calls = slurm_says(tmp_path, monkeypatch, [waiting, "77|N/A|RUNNING|None|somebody else's"])
+    waiting = f"1|4|PENDING|Priority||{runs[-1].arrays[0].name}"
+    calls = slurm_says(tmp_path, monkeypatch, [waiting, "77|N/A|RUNNING|None|n1|somebody else's"])
     picture = states.states(PLAN, store)
     assert len(calls.read_text().splitlines()) == 1
     found = {s.stage.key: s for s in picture.states}
@@ -151,7 +151,7 @@ def test_a_scancelled_task_shows_as_cancelled_and_so_does_what_was_written_down(
 ) -> None:
     publish(PLAN.stages[0], store)
     one = submitted(store)
-    slurm_says(tmp_path, monkeypatch, [f"1|1|CANCELLED by 0|None|{one.arrays[0].name}"])
+    slurm_says(tmp_path, monkeypatch, [f"1|1|CANCELLED by 0|None||{one.arrays[0].name}"])
     assert states.states(PLAN, store).states[1].state == "cancelled"
     remember(one.path, {("synthesis", PLAN.stages[3].key): "job 1_3 by --cancel"})
     slurm_says(tmp_path, monkeypatch, [])
@@ -206,7 +206,7 @@ def test_a_finished_grid_does_not_ask_slurm(store: Store, tmp_path: Path, monkey
 
 def test_json_has_every_stage_with_its_job(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name = submitted(store).arrays[0].name
-    slurm_says(tmp_path, monkeypatch, [f"1|0|RUNNING|None|{name}"])
+    slurm_says(tmp_path, monkeypatch, [f"1|0|RUNNING|None|n1|{name}"])
     found = json.loads(json.dumps(as_json(states.states(PLAN, store))))
     assert [s["key"] for s in found["stages"]] == [s.key for s in PLAN.stages]
     assert found["stages"][0]["job"] == "1_0" and found["excluded_nodes"] == []
@@ -231,7 +231,7 @@ def test_a_hundred_thousand_planned_stages_cost_one_query_and_seconds(
         for n in range(100)
     ]
     made.save()
-    lines = [f"{n}|{i}|PENDING|Dependency|{made.arrays[n].name}" for n in range(100) for i in range(1000)]
+    lines = [f"{n}|{i}|PENDING|Dependency||{made.arrays[n].name}" for n in range(100) for i in range(1000)]
     calls = slurm_says(tmp_path, monkeypatch, lines)
     begin = time.process_time()
     picture = states.states(plan, store)

@@ -1,63 +1,113 @@
-"""What became of tasks that left neither an artifact nor a record: stopped by `scancel`, if Slurm remembers it.
+"""What became of tasks that left neither an artifact nor a record: Slurm's word for it, if Slurm remembers it.
 
 squeue remembers for some minutes, accounting (if the site has it) for ever. Where neither knows, nothing is assumed:
-the stage counts as not submitted and runs again with the next launch.
+the stage counts as not submitted and runs again with the next launch. What somebody stopped by `scancel` is written
+down beside its run; what died with its node, or was killed for its memory, gets the record of a failed attempt that it
+could not write itself, so that retries are counted and the node is avoided.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 
 from suite.cluster.cancelled import remember
 from suite.cluster.query import QueryFailed, Task, call
 from suite.cluster.runs import Array, Run
 from suite.cluster.words import word
-from suite.store import Store
+from suite.spec.keys import plain
+from suite.spec.stages import Stage
+from suite.store import Attempt, Record, Store
 
 Node = tuple[str, str]
 _ID = re.compile(r"(\d+)(?:_(?:(\d+)|\[([\d,:-]+)(?:%\d+)?\]))?")
 #: Arrays that accounting is asked about in one launch, newest first.
 _MOST_ARRAYS = 200
+#: States after which another node may do better.
+_OF_THE_NODE = ("NODE_FAIL", "BOOT_FAIL", "LAUNCH_FAILED", "FAILED")
 
 
-def note_scancelled(
-    runs: Sequence[Run], nodes: Collection[Node], tasks: Sequence[Task], store: Store
-) -> tuple[set[Node], str]:
-    """Find out which stages somebody stopped by `scancel`, and write it down beside their runs.
+def note_ended(
+    runs: Sequence[Run], stages: Mapping[Node, Stage], tasks: Sequence[Task], store: Store, cancelled: bool = True
+) -> tuple[bool, str]:
+    """Find out how tasks of unfinished stages ended, and write down what they did not.
 
     Args:
         runs: Runs of this grid, newest first.
-        nodes: Stages that are neither published nor in flight.
+        stages: Stages that are neither published nor in flight.
         tasks: What squeue knows, ended tasks included.
-        store: Stages with an attempt that ended by itself are left out: its record says more.
+        store: Stages with an attempt that ended by itself are left alone: its record says more.
+        cancelled: Whether to note what was stopped by `scancel`.
 
     Returns:
-        The stages, and why accounting could not be asked, where it was needed and did not answer.
+        Whether anything was written down, and why accounting could not be asked, where it was needed and did not
+        answer.
     """
-    newest = _newest(runs, nodes)
-    words = {(t.job, t.index): t.state for t in tasks}
-    arrays = {a.job: a for _, a, _ in newest.values() if a.job}
-    unknown = sorted({str(a.job) for _, a, i in newest.values() if a.job and (a.job, i) not in words}, key=int)
-    note = ""
-    if unknown:
-        try:
-            words |= {(job, i): state for job, i, state in accounted(unknown[-_MOST_ARRAYS:], arrays)}
-        except QueryFailed as error:
-            note = f"accounting was not asked: {error.what}"
-    found: set[Node] = set()
+    newest = _newest(runs, stages)
+    ends, note = _ends(newest, tasks)
     by_run: dict[str, dict[Node, str]] = {}
+    died: dict[tuple[str, int], tuple[Run, Array]] = {}
     for node, (run, array, index) in newest.items():
-        state = words.get((str(array.job), index), "")
-        if word(state) == "cancelled" and not _recorded(store, node, f"{array.job}_{index}"):
-            by_run.setdefault(str(run.path), {})[node] = f"job {array.job}_{index} is {state}"
-            found.add(node)
+        job = str(array.job)
+        state, _ = ends.get((job, index), ("", ""))
+        if word(state) == "failed":
+            died[job, index] = run, array
+        elif word(state) == "cancelled" and cancelled and not _recorded(store, node, f"{job}_{index}"):
+            by_run.setdefault(str(run.path), {})[node] = f"job {job}_{index} is {state}"
     for run in runs:
         remember(run.path, by_run.get(str(run.path), {}))
-    return found, note
+    _drop([t for t in tasks if t.state == "LAUNCH_FAILED" and (t.job, t.index) in died])
+    wrote = [_blame(store, stages, run, array, place, *ends[place]) for place, (run, array) in died.items()]
+    return bool(by_run) or any(wrote), note
 
 
-def _newest(runs: Sequence[Run], nodes: Collection[Node]) -> dict[Node, tuple[Run, Array, int]]:
+def _ends(
+    newest: Mapping[Node, tuple[Run, Array, int]], tasks: Sequence[Task]
+) -> tuple[dict[tuple[str, int], tuple[str, str]], str]:
+    """State and node of each ended task by (job, index): squeue's word, else accounting's."""
+    # What Slurm removed since its input failed was not cancelled by anybody; accounting does not know it at all.
+    ends = {(t.job, t.index): ("" if t.reason == "DependencyNeverSatisfied" else t.state, t.node) for t in tasks}
+    arrays = {a.job: a for _, a, _ in newest.values() if a.job}
+    unknown = sorted({str(a.job) for _, a, i in newest.values() if a.job and (a.job, i) not in ends}, key=int)
+    if unknown:
+        try:
+            accounts = accounted(unknown[-_MOST_ARRAYS:], arrays)
+            return {(job, i): (state, node) for job, i, state, node in accounts} | ends, ""
+        except QueryFailed as error:
+            return ends, f"accounting was not asked: {error.what}"
+    return ends, ""
+
+
+def _drop(held: Sequence[Task]) -> None:
+    """Cancel tasks that wait for somebody to release them: their stages are submitted again."""
+    if held:
+        call(["scancel", *(f"{t.job}_{t.index}" for t in held)])
+
+
+def _blame(
+    store: Store, stages: Mapping[Node, Stage], run: Run, array: Array, place: tuple[str, int], state: str, node: str
+) -> bool:
+    """Record the failure of the stage at which a task died: the first that it left without artifact and record."""
+    job, index = f"{place[0]}_{place[1]}", place[1]
+    for key in (run.keys[i] for i in array.packs[index]):
+        if (store.home(*key) / "out").is_dir():
+            continue
+        stage = stages.get(key)
+        if stage is None or _recorded(store, key, job):
+            return False
+        first = state.split()[0].rstrip("+")
+        record = Record(stage.kind, stage.key, "", "failed", plain(stage.spec))
+        record.started = datetime.now(UTC).isoformat(timespec="seconds")
+        where = f" on {node}" if node else ""
+        message = f"job {job}{where} ended as {first} and left no record; logs in {run.logs / array.name}"
+        record.failure = {"kind": "oom" if first == "OUT_OF_MEMORY" else "infra", "message": message}
+        Attempt(store, stage, {}).fail(record, place=(node if first in _OF_THE_NODE else "", job))
+        return True
+    return False
+
+
+def _newest(runs: Sequence[Run], nodes: Collection[Node] | Mapping[Node, Stage]) -> dict[Node, tuple[Run, Array, int]]:
     """The newest task of each stage."""
     found: dict[Node, tuple[Run, Array, int]] = {}
     for run in runs:
@@ -74,22 +124,23 @@ def _recorded(store: Store, node: Node, job: str) -> bool:
     return any(record.job == job for record in store.failures(*node))
 
 
-def accounted(jobs: Sequence[str], arrays: dict[str, Array]) -> Iterator[tuple[str, int, str]]:
-    """(array job, index, state) of tasks that accounting knows, by one query.
+def accounted(jobs: Sequence[str], arrays: Mapping[str, Array]) -> Iterator[tuple[str, int, str, str]]:
+    """(array job, index, state, node) of tasks that accounting knows, by one query.
 
     Raises:
         QueryFailed: If there is no accounting, or it does not answer.
     """
-    text = call(["sacct", "-X", "-n", "-P", "--format=JobID,State", "-j", ",".join(jobs)])
+    text = call(["sacct", "-X", "-n", "-P", "--format=JobID,State,NodeList", "-j", ",".join(jobs)])
     for line in text.splitlines():
-        name, bar, state = line.strip().partition("|")
+        name, _, rest = line.strip().partition("|")
+        state, bar, node = rest.partition("|")
         match = _ID.fullmatch(name)
         if not bar or match is None or match[1] not in arrays:
             continue  # half a line, a banner, somebody else's job
         most = len(arrays[match[1]].packs)
         for index in _indices(match[2] or match[3] or "0"):
             if index < most:
-                yield match[1], index, state
+                yield match[1], index, state, "" if node == "None assigned" else node
 
 
 def _indices(text: str) -> Iterable[int]:

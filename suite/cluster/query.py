@@ -18,7 +18,11 @@ TIMEOUT = 30.0
 DEFAULT_MAX_ARRAY = 1001
 #: Variables of Slurm's own commands.
 _SHAPES = ("SLURM_", "SQUEUE_", "SACCT_", "SCONTROL_", "SCANCEL_", "SINFO_")
-_FORMAT = "%F|%K|%T|%r|%j"
+_FORMAT = "%F|%K|%T|%r|%N|%j"
+#: Reasons of tasks that do not go on by themselves.
+_STUCK = ("DependencyNeverSatisfied", "JobHeldAdmin", "JobHeldUser")
+#: Reason of a task that its node could not start: it is requeued, and held until somebody releases it.
+_LAUNCH_FAILED = ("launch failed requeued held", "launch_failed_requeued_held")
 
 
 class QueryFailed(InfraError):
@@ -37,6 +41,7 @@ class Task:
         state: Slurm's word, e.g. `PENDING`.
         reason: Why it waits.
         name: Job name.
+        node: Where it runs, or ran; empty while it waits.
     """
 
     job: str
@@ -44,6 +49,7 @@ class Task:
     state: str
     reason: str
     name: str
+    node: str = ""
 
     @property
     def waiting(self) -> bool:
@@ -58,7 +64,7 @@ class Task:
     @property
     def moving(self) -> bool:
         """Whether it goes on by itself."""
-        return self.word in MOVING and self.reason != "DependencyNeverSatisfied"
+        return self.word in MOVING and self.reason not in _STUCK
 
     @property
     def live(self) -> bool:
@@ -105,10 +111,11 @@ def parse_squeue(text: str) -> list[Task]:
     """Tasks from the lines of squeue; lines of another shape (banners, truncated answers) are left out."""
     tasks = []
     for line in text.splitlines():
-        parts = line.strip().split("|", 4)
-        if len(parts) == 5 and parts[0].isdigit():
-            index = int(parts[1]) if parts[1].isdigit() else 0
-            tasks.append(Task(parts[0], index, " ".join(parts[2].split()[:1]).upper(), parts[3], parts[4]))
+        parts = line.strip().split("|", 5)
+        if len(parts) == 6 and parts[0].isdigit():
+            job, index, words, reason, node, name = parts
+            state = "LAUNCH_FAILED" if reason in _LAUNCH_FAILED else " ".join(words.split()[:1]).upper()
+            tasks.append(Task(job, int(index) if index.isdigit() else 0, state, reason, name, node))
     return tasks
 
 
@@ -130,6 +137,15 @@ def live_tasks() -> list[Task]:
         QueryFailed: If Slurm does not answer.
     """
     return [t for t in user_tasks() if t.live]
+
+
+def node_names() -> list[str]:
+    """Names of the cluster's nodes.
+
+    Raises:
+        QueryFailed: If Slurm does not answer.
+    """
+    return sorted(set(call(["sinfo", "--noheader", "--Node", "--format=%N"]).split()))
 
 
 def in_flight(runs: Iterable[Run], tasks: Sequence[Task]) -> dict[tuple[str, str], Task]:

@@ -35,6 +35,7 @@ class Todo:
         published: Whether an artifact stands in its place and has to be moved away first.
         exclude_nodes: Nodes of the cluster where it failed, to be avoided.
         kind: Kind of its own newest failure; empty where it has none.
+        attempt: The attempt that made the published artifact; empty where the damage hides it.
     """
 
     index: int
@@ -43,6 +44,7 @@ class Todo:
     published: bool = False
     exclude_nodes: tuple[str, ...] = ()
     kind: str = ""
+    attempt: str = ""
 
     @property
     def reason(self) -> str:
@@ -127,17 +129,17 @@ def _check(index: int, stage: Stage, store: Store, digests: dict[Node, str], wai
         return Todo(index, "new")
     except Corrupt as error:
         return Todo(index, "corrupt", error.what, published=True)
-    found = artifact.manifest["input_digests"]
+    found, attempt = artifact.manifest["input_digests"], artifact.manifest["attempt"]
     for role, key in stage.inputs.items():
         node = (input_kind(role), key)
         if node in waiting:
-            return Todo(index, "stale", f"input {role} {key} runs again", published=True)
+            return Todo(index, "stale", f"input {role} {key} runs again", published=True, attempt=attempt)
         if node not in digests:
             digests[node] = store.open(*node).digest  # an input that the plan does not list
         if found.get(role) != digests[node]:
-            return Todo(index, "stale", f"input {role} {key} changed", published=True)
+            return Todo(index, "stale", f"input {role} {key} changed", published=True, attempt=attempt)
     if set(found) != set(stage.inputs):
-        return Todo(index, "stale", "made from other inputs", published=True)
+        return Todo(index, "stale", "made from other inputs", published=True, attempt=attempt)
     digests[stage.kind, stage.key] = artifact.digest
     return None
 
@@ -159,11 +161,24 @@ def _unpublished(index: int, stage: Stage, store: Store, retry: Collection[str])
 
 
 def clear_published(plan: Plan, store: Store, todo: Sequence[Todo]) -> int:
-    """Move the corrupt and superseded artifacts of stages that will run out of their places. Returns how many."""
+    """Move the corrupt and superseded artifacts of stages that will run out of their places.
+
+    What another launch has published in the meantime stays: it is not what was looked at.
+
+    Returns:
+        How many.
+    """
     moved = 0
     for item in todo:
         if item.published:
             stage = plan.stages[item.index]
+            try:
+                if store.open(stage.kind, stage.key).manifest["attempt"] != item.attempt:
+                    continue
+            except Corrupt:
+                pass
+            except FileNotFoundError:
+                continue
             why = item.why if item.why in ("corrupt", "stale") else "superseded"
             moved += store.quarantine(stage.kind, stage.key, why) is not None
     return moved

@@ -107,13 +107,18 @@ class Attempt:
                     what = f"cannot write {path.stat().st_size} bytes: {error.strerror}"
                     raise InfraError(what, where=str(path)) from error
 
-    def _sign(self, record: Record) -> None:
+    def _sign(self, record: Record, place: tuple[str, str] | None = None) -> None:
         record.attempt, record.number, record.inputs = self.name, self.number, self.inputs
-        record.node, record.job = node(), job()
+        record.node, record.job = place or (node(), job())
 
-    def fail(self, record: Record) -> Path:
-        """Keep the record of an attempt that did not publish."""
-        self._sign(record)
+    def fail(self, record: Record, place: tuple[str, str] | None = None) -> Path:
+        """Keep the record of an attempt that did not publish.
+
+        Args:
+            record: What is known about it.
+            place: Node and job of an attempt that died without a record; by default this process's.
+        """
+        self._sign(record, place)
         path = self.home / "failed" / f"{self.name}.json"
         write_json(path, record.to_json())
         return path

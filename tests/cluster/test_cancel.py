@@ -15,13 +15,14 @@ from suite.cluster.cancelled import (
     remember,
     stop_awaiting,
 )
-from suite.cluster.ended import note_scancelled
+from suite.cluster.ended import note_ended
 from suite.cluster.profile import Profile
 from suite.cluster.query import Task
 from suite.cluster.reconcile import reconcile
 from suite.cluster.runs import Array, Run, create_run
 from suite.errors import InfraError
 from suite.grid import Plan
+from suite.spec.stages import Stage
 from suite.store import Store
 from tests.cluster.test_query import script
 from tests.cluster.toys import diamond, fail, publish_all
@@ -48,6 +49,10 @@ def tasks(run: Run, state: str = "PENDING") -> list[Task]:
 
 def nodes(indices: list[int]) -> set[tuple[str, str]]:
     return {(PLAN.stages[i].kind, PLAN.stages[i].key) for i in indices}
+
+
+def lost(indices: list[int]) -> dict[tuple[str, str], Stage]:
+    return {(PLAN.stages[i].kind, PLAN.stages[i].key): PLAN.stages[i] for i in indices}
 
 
 ALL = [[i] for i in range(len(PLAN.stages))]
@@ -126,14 +131,14 @@ def test_a_damaged_list_is_one_line_with_its_place(store: Store) -> None:
         cancelled_stages(store, "a")
 
 
-SACCT = """1_0|COMPLETED
-1_1|CANCELLED by 4711
-1_[2-3,5%8]|CANCELLED by 0
+SACCT = """1_0|COMPLETED|n1
+1_1|CANCELLED by 4711|n1
+1_[2-3,5%8]|CANCELLED by 0|n1
 *** maintenance on Friday ***
-1_4|NODE_FAIL
-9_1|CANCELLED by 0
+1_4|NODE_FAIL|n1
+9_1|CANCELLED by 0|n1
 1_[6-9
-1_77|CANCELLED
+1_77|CANCELLED|n1
 """
 
 
@@ -157,19 +162,18 @@ def test_scancel_is_found_out_by_what_slurm_remembers(
             5: "CANCELLED",
         }
         remembered = [Task("1", i, s, "None", run.arrays[0].name) for i, s in states.items()]
-    open_nodes = nodes(list(range(len(PLAN.stages))))
-    found, note = note_scancelled([run], open_nodes, remembered, store)
-    assert found == nodes([1, 2, 3, 5])
+    wrote, note = note_ended([run], lost(list(range(len(PLAN.stages)))), remembered, store)
+    assert wrote
     assert bool(note) == (source == "squeue"), "sacct is missing there, and that is said"
-    assert cancelled_stages(store, "a").keys() == found
+    assert cancelled_stages(store, "a").keys() == nodes([1, 2, 3, 5])
     assert "CANCELLED by 4711" in cancelled_stages(store, "a")[PLAN.stages[1].kind, PLAN.stages[1].key]
 
 
 def test_without_accounting_nothing_is_assumed(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     run = submitted(store, "a", ALL, "1")
     monkeypatch.setenv("PATH", "/nonexistent")
-    found, note = note_scancelled([run], nodes([1]), [], store)
-    assert not found and "no sacct" in note
+    wrote, note = note_ended([run], lost([1]), [], store)
+    assert not wrote and "no sacct" in note
     assert not cancelled_stages(store, "a")
 
 
@@ -180,11 +184,19 @@ def test_a_stage_that_failed_by_itself_in_a_cancelled_task_stays_failed(
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "1")
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "0")
     fail(PLAN.stages[3], store, "oom")
-    found, _ = note_scancelled([run], nodes([3, 4]), [Task("1", 0, "CANCELLED", "None", "x")], store)
-    assert found == nodes([4])
+    note_ended([run], lost([3, 4]), [Task("1", 0, "CANCELLED", "None", "x")], store)
+    assert cancelled_stages(store, "a").keys() == nodes([4])
 
 
 def test_the_newest_submission_decides(store: Store) -> None:
     old, new = submitted(store, "a", ALL, "1"), submitted(store, "a", ALL, "2")
     both = [Task("1", 4, "CANCELLED", "None", "x"), Task("2", 4, "TIMEOUT", "None", "y")]
-    assert note_scancelled([new, old], nodes([4]), both, store) == (set(), "")
+    note_ended([new, old], lost([4]), both, store)
+    assert not cancelled_stages(store, "a")
+
+
+def test_what_slurm_removed_since_its_input_failed_was_cancelled_by_nobody(store: Store) -> None:
+    run = submitted(store, "a", ALL, "1")
+    removed = [Task("1", 4, "CANCELLED", "DependencyNeverSatisfied", "x")]
+    assert note_ended([run], lost([4]), removed, store) == (False, "")
+    assert not cancelled_stages(store, "a")

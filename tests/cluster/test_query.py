@@ -33,11 +33,11 @@ def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("12|3|RUNNING|None|a", Task("12", 3, "RUNNING", "None", "a")),
-        ("12|N/A|PENDING|Dependency|a|b", Task("12", 0, "PENDING", "Dependency", "a|b")),
-        ("12|4|CANCELLED by 123|None|a", Task("12", 4, "CANCELLED", "None", "a")),
-        ("12|4|SOMETHING_NEW|None|a", Task("12", 4, "SOMETHING_NEW", "None", "a")),
-        ("12|4||None|a", Task("12", 4, "", "None", "a")),
+        ("12|3|RUNNING|None|n1|a", Task("12", 3, "RUNNING", "None", "a", "n1")),
+        ("12|N/A|PENDING|Dependency||a|b", Task("12", 0, "PENDING", "Dependency", "a|b")),
+        ("12|4|CANCELLED by 123|None||a", Task("12", 4, "CANCELLED", "None", "a")),
+        ("12|4|SOMETHING_NEW|None||a", Task("12", 4, "SOMETHING_NEW", "None", "a")),
+        ("12|4||None||a", Task("12", 4, "", "None", "a")),
         ("12|4|RUNN", None),
         ("*** Welcome to the cluster ***", None),
         ("", None),
@@ -49,7 +49,7 @@ def test_lines_of_squeue(line: str, expected: Task | None) -> None:
 
 def test_tasks_that_are_over_are_not_in_flight(commands: Path) -> None:
     words = ("RUNNING", "PENDING", "SUSPENDED", "REQUEUED", "UNHEARD_OF", "COMPLETING", "CANCELLED by 0", "TIMEOUT")
-    text = "\n".join(f"{i}|N/A|{w}|None|n{i}" for i, w in enumerate(words))
+    text = "\n".join(f"{i}|N/A|{w}|None||n{i}" for i, w in enumerate(words))
     script(commands, "squeue", f"/bin/cat <<'END'\n{text}\nEND")
     assert [t.state for t in live_tasks()] == ["RUNNING", "PENDING", "SUSPENDED", "REQUEUED", "UNHEARD_OF"]
 

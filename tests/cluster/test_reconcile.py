@@ -137,6 +137,16 @@ def test_infra_failures_run_again_and_say_why(store: Store) -> None:
     assert reconcile(PLAN, store).todo[0].reason == "failed (infra: the newest failure)"
 
 
+def test_what_another_launch_published_meanwhile_is_not_moved_away(full: Store) -> None:
+    teacher = PLAN.stages[1]
+    flip(full.home(teacher.kind, teacher.key) / "out" / "data.bin", 3)
+    mine = other = reconcile(PLAN, full)
+    clear_published(PLAN, full, other.todo)
+    publish_all(Plan("again", [PLAN.stages[t.index] for t in other.todo]), full)
+    assert clear_published(PLAN, full, mine.todo) == 0
+    assert not reconcile(PLAN, full).todo
+
+
 @pytest.mark.parametrize("kind", ["user", "data", "oom", "numeric"])
 def test_what_would_fail_again_is_held_back_with_what_needs_it(store: Store, kind: str) -> None:
     fail(PLAN.stages[0], store, "infra", "an older failure")

@@ -43,6 +43,8 @@ def run_stage(stage: Stage, store: Store) -> bool:
                 raise InfraError("the toy broke")
             (attempt.dir / "data.bin").write_text(f"{stage.kind} {stage.key}")
             attempt.publish(record)
+            if attempt.published:  # not if another attempt was faster
+                print(f"published {stage.kind} {stage.key}", flush=True)
     except SuiteError as error:
         record.status = "blocked" if isinstance(error, Blocked) else "failed"
         record.failure = {"kind": error.kind, "message": error.line()}

@@ -141,9 +141,20 @@ def run(module: str, *words: object, timeout: float = 240, **environment: str) -
     )
 
 
-def toy_grid(folder: Path, seeds: int, ipc: int = 1, name: str = "toy") -> Path:
-    """A grid file of 1 + 2 x seeds x ipc stages: `random` draws for each seed and IPC."""
+def toy_grid(folder: Path, seeds: int, ipc: int = 1, name: str = "toy", long: bool = False) -> Path:
+    """A grid file of seeds x ipc syntheses and as many evaluations, behind one `prepare`.
+
+    Args:
+        folder: Where it is written.
+        seeds: Number of seeds.
+        ipc: Number of IPCs.
+        name: Its name.
+        long: Give syntheses and students an estimate of a quarter of an hour, so that each has a task of its own; a
+            teacher is then needed, too.
+    """
     text = TINY.replace("name: tiny", f"name: {name}").replace("seeds: [0]", f"seeds: {list(range(seeds))}")
+    if long:
+        text = text.replace("[random]", "[sre2l]").replace("steps: 20", "steps: 100000, iterations: 100000")
     path = folder / f"{name}.yaml"
     path.write_text(text.replace("ipc: [1]", f"ipc: {list(range(1, ipc + 1))}"))
     return path

@@ -1,4 +1,4 @@
-"""Slurm's commands with a script in front of them: it counts calls, and makes faults that a real Slurm cannot be asked for."""
+"""Slurm's commands with a script in front: it counts calls, and makes faults that a real Slurm cannot be asked for."""
 
 from __future__ import annotations
 

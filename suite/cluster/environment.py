@@ -9,9 +9,10 @@ from pathlib import Path
 
 from suite.cluster.pack import LAUNCHER
 from suite.cluster.profile import Profile
+from suite.cluster.query import SLURM_VARIABLES
 
 #: What the caller's shell, or the job inside which somebody launches, must not pass on. SLURM_CONF stays.
-_PREFIXES = ("SBATCH_", "SLURM_", "SRUN_", "SALLOC_", "SUBMITIT_", "PMI_", "PMIX_")
+_PREFIXES = (*SLURM_VARIABLES, "SUBMITIT_", "PMI_", "PMIX_")
 _NAMES = frozenset({
     "PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "PYTHONHASHSEED", "PYTHONOPTIMIZE", "CUDA_VISIBLE_DEVICES",
     "GPU_DEVICE_ORDINAL", "ROCR_VISIBLE_DEVICES", LAUNCHER,

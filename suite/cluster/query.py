@@ -16,8 +16,8 @@ from suite.errors import InfraError
 TIMEOUT = 30.0
 #: Slurm's own default, assumed where `scontrol` does not say.
 DEFAULT_MAX_ARRAY = 1001
-#: Variables of Slurm's own commands.
-_SHAPES = ("SLURM_", "SQUEUE_", "SACCT_", "SCONTROL_", "SCANCEL_", "SINFO_")
+#: Variables that change what Slurm's own commands do and print.
+SLURM_VARIABLES = ("SLURM_", "SQUEUE_", "SACCT_", "SCONTROL_", "SCANCEL_", "SINFO_", "SBATCH_", "SRUN_", "SALLOC_")
 _FORMAT = "%F|%K|%T|%r|%N|%j"
 #: Reasons of tasks that do not go on by themselves.
 _STUCK = ("DependencyNeverSatisfied", "JobHeldAdmin", "JobHeldUser")
@@ -94,7 +94,7 @@ def call(command: Sequence[str], timeout: float = TIMEOUT) -> str:
 
 def _environment() -> dict[str, str]:
     """This process's environment without what narrows or reformats answers (`SQUEUE_STATES`, `SLURM_CLUSTERS`)."""
-    return {k: v for k, v in os.environ.items() if k == "SLURM_CONF" or not k.startswith(_SHAPES)}
+    return {k: v for k, v in os.environ.items() if k == "SLURM_CONF" or not k.startswith(SLURM_VARIABLES)}
 
 
 def jobs_named(name: str) -> list[str]:

@@ -17,8 +17,8 @@ from tests.cluster.toys import ROOT
 
 LEAKS = {
     "SBATCH_TIMELIMIT": "1", "SBATCH_EXPORT": "NONE", "SLURM_JOB_ID": "7", "SLURM_CPUS_PER_TASK": "3",
-    "SRUN_DEBUG": "1", "SALLOC_ACCOUNT": "x", "PYTHONPATH": "/nonsense", "CUDA_VISIBLE_DEVICES": "9",
-    "SUBMITIT_EXECUTOR": "slurm", "OMP_NUM_THREADS": "13", "MKL_NUM_THREADS": "13",
+    "SRUN_DEBUG": "1", "SQUEUE_STATES": "CANCELLED", "SALLOC_ACCOUNT": "x", "PYTHONPATH": "/nonsense",
+    "CUDA_VISIBLE_DEVICES": "9", "SUBMITIT_EXECUTOR": "slurm", "OMP_NUM_THREADS": "13", "MKL_NUM_THREADS": "13",
 }  # fmt: skip
 
 

@@ -61,7 +61,7 @@ def test_adopted_ids_are_written_down(site: ToySite) -> None:
 def test_an_interrupted_launcher_says_what_is_submitted_and_leaves_at_once(
     site: ToySite, where: str, sig: signal.Signals, code: int
 ) -> None:
-    faults = {"sbatch hangs": "[ $n = 2 ] && sleep 30", "waiting": "",
+    faults = {"sbatch hangs": "[ $n = 2 ] && sleep 60", "waiting": "",
               "no room": "[ $n -ge 2 ] && { echo 'sbatch: error: AssocMaxSubmitJobLimit' >&2; exit 1; }"}  # fmt: skip
     site.commands.fault("sbatch", faults[where])
     process = site.start("--wait", SUITE_TOY_SECONDS="60")
@@ -77,7 +77,7 @@ def test_an_interrupted_launcher_says_what_is_submitted_and_leaves_at_once(
     finally:
         process.kill()
     assert process.returncode == code, err
-    assert took < 2.0 + 2.0, "two seconds, and the time that a busy machine takes to schedule this test"
+    assert took < 4 * 2.0, "two seconds, on a machine with other work"
     jobs = [a["job"] for a in site.arrays() if a["job"]]
     assert f"cancel with: scancel {' '.join(jobs)}" in out
     assert "Traceback" not in err

@@ -30,7 +30,7 @@ WAITS = (2.0, 5.0, 15.0, 30.0, 60.0)
 #: How often a task may run into its time limit.
 REQUEUES = 20
 #: Seconds that an interrupted launch gives sbatch to answer; a job that it made later is found by its name.
-_LAST_WORD = 1.0
+_LAST_WORD = 0.5
 _ID = re.compile(r"(\d+)(?:;[\w.-]+)?|Submitted batch job (\d+)(?: on cluster [\w.-]+)?")
 #: The site takes no more jobs of this user, account or QOS for now.
 _NO_ROOM = re.compile(

@@ -258,11 +258,11 @@ def test_jobs_of_a_node_that_fails_run_on_another(site: ToySite) -> None:
     process = site.start("--wait", SUITE_TOY_SECONDS="3")
     try:
         wait_for(lambda: "n1" in cluster.call("squeue", "--noheader", "--states=RUNNING", "--format=%N").split())
-        cluster.call("scontrol", "update", "nodename=n1", "state=down", "reason=test")
+        site.fail_node("n1")
         out, err = process.communicate(timeout=400)
     finally:
         process.kill()
-        cluster.call("scontrol", "update", "nodename=n1", "state=resume")
+        site.repair_node("n1")
     assert process.returncode == 0, out + err
     site.assert_published_once()
 
@@ -282,11 +282,11 @@ def test_a_stage_that_died_with_its_node_runs_again_without_that_node(site: ToyS
             running = next((line for line in lines if line.endswith("prepare")), "")
         job, node, _ = running.split("|")
         cluster.call("scontrol", "update", f"jobid={job}", "requeue=0")  # as on a site that does not requeue
-        cluster.call("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
+        site.fail_node(node)
         out, err = process.communicate(timeout=300)
     finally:
         process.kill()
-        cluster.call("scontrol", "update", f"nodename={node}", "state=resume")
+        site.repair_node(node)
     assert process.returncode == 1, out + err
     assert f"job {job} on {node} ended as NODE_FAIL" in out
     (failure,) = site.store.failures("prepare", site.plan.stages[0].key)

@@ -32,13 +32,13 @@ def test_the_second_launch_finishes_two_hundred_stages_and_each_is_published_onc
 
     # The site breaks and people interfere, each on a node of their own.
     wait_for(lambda: all(running(n) for n in ("n1", "n2", "n3")), 400)
-    call("scontrol", "update", "nodename=n1", "state=down", "reason=test")
+    site.fail_node("n1")
     call("scontrol", "requeue", running("n2")[0])
     call("scancel", running("n3")[0])
     try:
         again = site.launch("--wait", "--retry", "cancelled", timeout=3000, SUITE_TOY_SECONDS="1")
     finally:
-        call("scontrol", "update", "nodename=n1", "state=resume")
+        site.repair_node("n1")
     print(again.stdout)
     assert again.returncode == 0, again.stdout + again.stderr
     site.assert_published_once()

@@ -98,6 +98,17 @@ class ToySite:
         rows = [r.key for r in self.store.records("evaluation")]
         assert len(rows) == len(set(rows)) == sum(s.kind == "evaluation" for s in self.plan.stages)
 
+    def fail_node(self, node: str) -> None:
+        """Let a node go down; what runs on it is lost."""
+        assert self.cluster is not None
+        self.cluster.call("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
+
+    def repair_node(self, node: str) -> None:
+        """Bring it back, unless it has come back by itself."""
+        assert self.cluster is not None
+        if "down" in self.cluster.call("sinfo", "--noheader", f"--nodes={node}", "--format=%T"):
+            self.cluster.call("scontrol", "update", f"nodename={node}", "state=resume")
+
     def clear(self) -> None:
         """Cancel what is left in Slurm."""
         if self.cluster and (jobs := self.jobs_in_slurm()):

@@ -79,6 +79,14 @@ def submitted(store: Store, plan: Plan = PLAN) -> Run:
     return made
 
 
+def began(made: Run, *indices: int) -> None:
+    """Leave the logs of tasks that began."""
+    folder = made.logs / made.arrays[0].name
+    folder.mkdir(exist_ok=True)
+    for index in indices:
+        (folder / f"1_{index}_0_log.out").touch()
+
+
 def slurm_says(folder: Path, monkeypatch: pytest.MonkeyPatch, lines: list[str]) -> Path:
     """A squeue that prints lines and counts its calls."""
     (folder / "bin").mkdir(exist_ok=True)
@@ -154,6 +162,7 @@ def test_a_scancelled_task_shows_as_cancelled_and_so_does_what_was_written_down(
     slurm_says(tmp_path, monkeypatch, [f"1|1|CANCELLED by 0|None||{one.arrays[0].name}"])
     assert states.states(PLAN, store).states[1].state == "cancelled"
     remember(one.path, {("synthesis", PLAN.stages[3].key): "job 1_3 by --cancel"})
+    began(one, *range(len(PLAN.stages)))
     slurm_says(tmp_path, monkeypatch, [])
     found = states.states(PLAN, store).states
     assert (found[3].state, found[3].detail) == ("cancelled", "job 1_3 by --cancel")
@@ -163,11 +172,20 @@ def test_a_scancelled_task_shows_as_cancelled_and_so_does_what_was_written_down(
 def test_a_task_that_slurm_has_forgotten_is_told_apart_from_one_never_submitted(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    submitted(store, Plan(PLAN.name, PLAN.stages[:2]))
+    """One that began has a log; one that did not was cancelled while it waited: Slurm keeps no record of that."""
+    publish(PLAN.stages[0], store)
+    made = submitted(store, Plan(PLAN.name, [PLAN.stages[i] for i in (1, 3, 4)]))
+    began(made, 0)
     slurm_says(tmp_path, monkeypatch, [])
     found = states.states(PLAN, store).states
-    assert [(s.state, s.job) for s in found[:3]] == [("missing", "1_0"), ("missing", "1_1"), ("missing", "")]
-    assert "job 1_1 is gone and left no record" in found[1].detail and found[2].detail == "new"
+    assert [(found[i].state, found[i].job) for i in (1, 2, 3)] == [
+        ("missing", "1_0"),
+        ("missing", ""),
+        ("cancelled", "1_1"),
+    ]
+    assert "job 1_0 is gone and left no record" in found[1].detail and found[2].detail == "new"
+    assert found[3].detail == "job 1_1 left the queue without having begun"
+    assert (found[4].state, found[4].job) == ("missing", "1_2"), "Slurm removes what waits for a teacher that died"
 
 
 @pytest.mark.parametrize("how", ["missing", "failing", "hanging", "half a line"])
@@ -191,7 +209,7 @@ def test_status_is_right_from_artifacts_when_slurm_is_not(
             (tmp_path / "answer").write_text("1|1|RUNN")
     picture = states.states(PLAN, store)
     assert [s.state for s in picture.states][:3] == ["done", "failed", "missing"]
-    assert bool(picture.note) == (how != "half a line"), "one remark, not one a stage"
+    assert picture.note.startswith("Slurm was not asked: "), "one remark, not one a stage"
     assert not calls.exists() or len(calls.read_text().splitlines()) == 1
 
 

@@ -1,9 +1,11 @@
 """What became of tasks that left neither an artifact nor a record: Slurm's word for it, if Slurm remembers it.
 
-squeue remembers for some minutes, accounting (if the site has it) for ever. Where neither knows, nothing is assumed:
-the stage counts as not submitted and runs again with the next launch. What somebody stopped by `scancel` is written
-down beside its run; what died with its node, or was killed for its memory, gets the record of a failed attempt that it
-could not write itself, so that retries are counted and the node is avoided.
+squeue remembers a task that began for some minutes, accounting (if the site has it) for ever. A task that is cancelled
+while it waits in an array leaves no trace in either: one that is gone from the queue and never began, since there is no
+log of it, was cancelled, unless it waited for a stage that did not come. Where nothing tells, nothing is assumed: the
+stage counts as not submitted and runs again with the next launch. What somebody stopped by `scancel` is written down
+beside its run; what died with its node, or was killed for its memory, gets the record of a failed attempt that it could
+not write itself, so that retries are counted and the node is avoided.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from suite.cluster.query import QueryFailed, Task, call
 from suite.cluster.runs import Array, Run
 from suite.cluster.words import word
 from suite.spec.keys import plain
-from suite.spec.stages import Stage
+from suite.spec.stages import Stage, input_kind
 from suite.store import Attempt, Record, Store
 
 Node = tuple[str, str]
@@ -53,13 +55,38 @@ def note_ended(
         state, _ = ends.get((job, index), ("", ""))
         if word(state) == "failed":
             died[job, index] = run, array
-        elif word(state) == "cancelled" and cancelled and not _recorded(store, node, f"{job}_{index}"):
+        elif not cancelled or _recorded(store, node, f"{job}_{index}"):
+            continue
+        elif word(state) == "cancelled":
             by_run.setdefault(str(run.path), {})[node] = f"job {job}_{index} is {state}"
+        elif (job, index) not in ends and not_begun(run, array, index, stages):
+            by_run.setdefault(str(run.path), {})[node] = never_began(f"{job}_{index}")
     for run in runs:
         remember(run.path, by_run.get(str(run.path), {}))
     _drop([t for t in tasks if t.state == "LAUNCH_FAILED" and (t.job, t.index) in died])
     wrote = [_blame(store, stages, run, array, place, *ends[place]) for place, (run, array) in died.items()]
     return bool(by_run) or any(wrote), note
+
+
+def not_begun(run: Run, array: Array, index: int, lost: Mapping[Node, Stage]) -> bool:
+    """Whether a task that is gone from the queue was cancelled while it waited: it has no log, and no reason to go.
+
+    Args:
+        run: The run that submitted it.
+        array: Its array.
+        index: Its index.
+        lost: Stages that are neither published nor in flight. Slurm removes a task that waits for one of them.
+    """
+    pack = [run.keys[i] for i in array.packs[index]]
+    needs = {(input_kind(role), key) for n in pack if n in lost for role, key in lost[n].inputs.items()}
+    if array.job is None or needs & (lost.keys() - set(pack)):
+        return False
+    return next((run.logs / array.name).glob(f"{array.job}_{index}_*_log.*"), None) is None
+
+
+def never_began(job: str) -> str:
+    """The reason that is shown for a task that was cancelled while it waited."""
+    return f"job {job} left the queue without having begun"
 
 
 def _ends(

@@ -125,9 +125,10 @@ def user_tasks() -> list[Task]:
     Raises:
         QueryFailed: If Slurm does not answer.
     """
-    return parse_squeue(
-        call(["squeue", "--noheader", "--array", "--states=all", f"--user={os.getuid()}", f"--format={_FORMAT}"])
-    )
+    text = call(["squeue", "--noheader", "--array", "--states=all", f"--user={os.getuid()}", f"--format={_FORMAT}"])
+    if text and not text.endswith("\n"):  # tasks that are left out would count as gone
+        raise QueryFailed("squeue answered half a line")
+    return parse_squeue(text)
 
 
 def live_tasks() -> list[Task]:

@@ -6,12 +6,13 @@ Artifacts decide what is done; what Slurm says only explains the rest, so that t
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from suite.cluster.cancelled import cancelled_stages
+from suite.cluster.ended import never_began, not_begun
 from suite.cluster.query import QueryFailed, Task, in_flight, user_tasks
 from suite.cluster.reconcile import Todo, reconcile
 from suite.cluster.runs import recent_runs, runs_of_jobs
@@ -78,7 +79,9 @@ def states(plan: Plan, store: Store) -> Picture:
     seen = reconcile(plan, store, cancelled=cancelled_stages(store, plan.name))
     items = {t.index: t for t in (*seen.todo, *seen.held)}
     tasks, note = _ask(store) if items else ({}, "")
-    lost = _last_jobs(store, plan.name) if items and not note else {}
+    live = {node for node, task in tasks.items() if task.live}
+    open_stages = {(s.kind, s.key): s for s in (plan.stages[i] for i in items)}
+    lost = {} if note else _last_jobs(store, plan.name, {n: s for n, s in open_stages.items() if n not in live})
     wanted: dict[str, set[str]] = {}
     for stage in plan.stages if items else ():
         wanted.setdefault(stage.kind, set()).add(stage.key)
@@ -92,9 +95,8 @@ def states(plan: Plan, store: Store) -> Picture:
         there = stage.key in homes[stage.kind]
         attempts = store.attempts(stage.kind, stage.key) if there else []
         state = _state(stage, item, tasks.get((stage.kind, stage.key)), attempts)
-        if state.state == "missing" and not state.job and (job := lost.get((stage.kind, stage.key))):
-            gone = f"job {job} is gone and left no record; the next launch asks accounting why, or submits it again"
-            state = State(stage, "missing", gone, job)
+        if state.state == "missing" and not state.job and (stage.kind, stage.key) in lost:
+            state = _gone(stage, *lost[stage.kind, stage.key])
         found.append(state)
     return Picture(plan.name, found, note)
 
@@ -112,15 +114,25 @@ def _ask(store: Store) -> tuple[dict[Node, Task], str]:
     return in_flight(runs, ended) | in_flight(runs, live), ""
 
 
-def _last_jobs(store: Store, grid: str) -> dict[Node, str]:
-    """The newest task that each stage of a grid was submitted in, of its newest runs."""
-    found: dict[Node, str] = {}
-    for run in recent_runs(store, grid)[:_LAST_RUNS]:
+def _last_jobs(store: Store, grid: str, lost: Mapping[Node, Stage]) -> dict[Node, tuple[str, bool]]:
+    """The newest task of stages that are neither published nor in flight, and whether it was cancelled in the queue."""
+    found: dict[Node, tuple[str, bool]] = {}
+    for run in recent_runs(store, grid)[:_LAST_RUNS] if lost else ():
         for array in run.arrays if run.cluster == "slurm" else ():
             for index, pack in enumerate(array.packs if array.job else ()):
-                for i in pack:
-                    found.setdefault(run.keys[i], f"{array.job}_{index}")
+                open_nodes = [run.keys[i] for i in pack if run.keys[i] in lost and run.keys[i] not in found]
+                if open_nodes:
+                    place = f"{array.job}_{index}", not_begun(run, array, index, lost)
+                    found |= dict.fromkeys(open_nodes, place)
     return found
+
+
+def _gone(stage: Stage, job: str, cancelled: bool) -> State:
+    """A stage whose task Slurm has forgotten."""
+    if cancelled:
+        return State(stage, "cancelled", never_began(job), job)
+    why = f"job {job} is gone and left no record; the next launch asks accounting why, or submits it again"
+    return State(stage, "missing", why, job)
 
 
 def _state(stage: Stage, item: Todo, task: Task | None, attempts: Iterable[Path]) -> State:

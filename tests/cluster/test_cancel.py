@@ -43,6 +43,14 @@ def submitted(store: Store, grid: str, packs: list[list[int]], job: str, plan: P
     return run
 
 
+def began(run: Run, *indices: int) -> None:
+    """Leave the logs of tasks that began."""
+    folder = run.logs / run.arrays[0].name
+    folder.mkdir()
+    for index in indices:
+        (folder / f"{run.arrays[0].job}_{index}_0_log.out").touch()
+
+
 def tasks(run: Run, state: str = "PENDING") -> list[Task]:
     return [Task(str(a.job), i, state, "None", a.name) for a in run.arrays for i in range(len(a.packs))]
 
@@ -147,6 +155,7 @@ def test_scancel_is_found_out_by_what_slurm_remembers(
     store: Store, source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = submitted(store, "a", ALL, "1")
+    began(run, *range(len(PLAN.stages)))
     (tmp_path / "bin").mkdir()
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     remembered: list[Task] = []
@@ -169,12 +178,33 @@ def test_scancel_is_found_out_by_what_slurm_remembers(
     assert "CANCELLED by 4711" in cancelled_stages(store, "a")[PLAN.stages[1].kind, PLAN.stages[1].key]
 
 
-def test_without_accounting_nothing_is_assumed(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_accounting_only_tasks_that_never_began_count_as_cancelled(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slurm itself keeps no record of a task that was cancelled while it waited; one that began may have died."""
     run = submitted(store, "a", ALL, "1")
+    began(run, 1)
     monkeypatch.setenv("PATH", "/nonexistent")
-    wrote, note = note_ended([run], lost([1]), [], store)
-    assert not wrote and "no sacct" in note
-    assert not cancelled_stages(store, "a")
+    wrote, note = note_ended([run], lost([1, 3]), [], store)
+    assert wrote and "no sacct" in note
+    assert cancelled_stages(store, "a").keys() == nodes([3])
+    assert cancelled_stages(store, "a")[PLAN.stages[3].kind, PLAN.stages[3].key].endswith("without having begun")
+
+
+def test_what_slurm_removed_since_its_input_did_not_come_counts_as_nothing(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = submitted(store, "a", ALL, "1")
+    began(run, 1)
+    monkeypatch.setenv("PATH", "/nonexistent")
+    wrote, _ = note_ended([run], lost([1, 4]), [], store)  # a teacher that died, and a synthesis that needs it
+    assert not wrote and not cancelled_stages(store, "a")
+
+
+def test_an_array_whose_submission_nobody_knows_of_counts_as_nothing(store: Store) -> None:
+    run = submitted(store, "a", ALL, "1")
+    run.arrays[0].job = None
+    assert note_ended([run], lost([0]), [], store) == (False, "")
 
 
 def test_a_stage_that_failed_by_itself_in_a_cancelled_task_stays_failed(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from suite.cluster.profile import Profile
 from suite.cluster.reconcile import reconcile
-from suite.cluster.show import clean, say
+from suite.cluster.show import clean, plural, say
 from suite.errors import InfraError
 from suite.grid import Plan
 from suite.nights.budget import Figures
@@ -147,7 +147,7 @@ def record(task: Task, place: Place, stopped: bool, seconds: float) -> Night:
 
 
 def _code(commits: Sequence[str]) -> str:
-    others = f" and {len(commits) - 1} other states of the code" if len(commits) > 1 else ""
+    others = f" and {plural(len(commits) - 1, 'other state')} of the code" if len(commits) > 1 else ""
     return f"{commits[0]}{others}" if commits else "unknown"
 
 

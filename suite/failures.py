@@ -26,7 +26,7 @@ def classified(error: BaseException) -> SuiteError:
     """
     if isinstance(error, SuiteError):
         return error
-    text = f"{type(error).__name__}: {error}"
+    text = f"{type(error).__name__}: {error}".rstrip(".")
     known = " ".join(f"{type(e).__name__}: {e}" for e in _chain(error)).lower()
     if isinstance(error, MemoryError) or getattr(error, "errno", 0) == errno.ENOMEM or _any(_MEMORY, known):
         return OutOfMemory(text, hint=SUGGESTION)

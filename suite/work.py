@@ -167,6 +167,8 @@ def _attempt(stage: Stage, store: Store, settings: Settings, micro_batches: int,
         if debug() or not isinstance(error, SuiteError | OSError | MemoryError):
             traceback.print_exception(error)
         _record_failure(stage, store, inputs, _advised(classified(error), stage, micro_batches), begin)
+        if isinstance(error, NumericError):
+            discard_checkpoints(store, stage)  # a later attempt would go on behind the NaN
         return False
     fault_point(stage.kind, "published")
     _say(f"  published after {time.monotonic() - begin:.1f} s")

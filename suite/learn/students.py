@@ -142,7 +142,7 @@ def train_student(
         `Record.numbers`: accuracies in percent, the curve over epochs (fractions for budgets in steps), steps.
 
     Raises:
-        NumericError: If the loss or a validation logit is not finite at an evaluation.
+        NumericError: If the loss is not finite (looked at every 50 steps and at evaluations), or a validation logit.
         UserError: If the recipe is contradictory or does not fit the labels.
         DataError: If a stored stream does not belong to this set.
     """
@@ -175,7 +175,7 @@ def train_student(
                     output = model(x[part])
                 loss = loss_of(output.float(), target[part], hard[part])
                 (loss * (len(output) / len(x))).backward()
-                at.watched += loss.detach()  # stays on the device: the host waits for it at evaluations only
+                at.watched += loss.detach()  # stays on the device: the host looks now and then
             at.optimizer.step()
             if at.ema is not None:
                 at.ema.update()
@@ -183,6 +183,7 @@ def train_student(
             if at.step in points:
                 seen.add(at.step / per_epoch, _evaluate(at, validation, precision))
             if at.step % _PROGRESS == 0 or at.step == total:
+                at.check()
                 progress(at.step, total)
             inner.offer(at.state)
     return seen.numbers(total / per_epoch, total, dataset.classes)
@@ -201,6 +202,15 @@ class _Position:
         self.optimizer = build_optimizer(recipe, model)
         self.ema = Ema(model, recipe.ema) if recipe.ema else None
         self.watched = torch.zeros((), device=device)
+
+    def check(self) -> None:
+        """Look whether every loss so far was finite; the host waits for the device.
+
+        Raises:
+            NumericError: If one was not.
+        """
+        if not bool(self.watched.isfinite()):
+            raise NumericError(f"student diverged at step {self.step}")
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint."""
@@ -226,8 +236,7 @@ class _Position:
 
 
 def _evaluate(at: _Position, validation: Validation, precision: str) -> Score:
-    if not bool(at.watched.isfinite()):
-        raise NumericError(f"student diverged at step {at.step}")
+    at.check()
     what = f"student at step {at.step}"
     if at.ema is None:
         return validation.score(at.model, precision, what)

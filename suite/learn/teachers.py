@@ -18,7 +18,7 @@ from suite.learn.checkpoint import Checkpoint, Never, Within, draws_state, resto
 from suite.learn.job import generator
 from suite.learn.schedules import factor
 from suite.learn.validation import Curve, Numbers, Validation, autocast, centre, seeded
-from suite.learn.view_plans import RATIO
+from suite.learn.view_plans import RATIO, parts
 from suite.spec.datasets import Dataset
 from suite.spec.recipes import WHOLE, TeacherRecipe
 from suite.spec.stages import TeacherSpec
@@ -125,6 +125,7 @@ def train_epochs(
     progress: Callable[[int, int], None] = lambda done, total: None,
     watch: Watch | None = None,
     checkpoint: Checkpoint | None = None,
+    micro_batches: int = 1,
 ) -> Iterator[int]:
     """Train a network in place, epoch by epoch: linear warm-up and decay of the rate by step, L2 penalty on all.
 
@@ -141,6 +142,7 @@ def train_epochs(
         progress: Called with (steps done, all steps).
         watch: Sees what the network thinks of every batch.
         checkpoint: Where an interrupted training goes on; None to start again.
+        micro_batches: Parts of a batch that are in memory one after another; their gradients are summed.
 
     Yields:
         Epochs done, from 1; the caller may look at the network.
@@ -162,16 +164,19 @@ def train_epochs(
             at.optimizer.param_groups[0]["lr"] = recipe.lr * factor(
                 recipe.schedule, step / per_epoch, recipe.epochs, recipe.warmup, MILESTONES, GAMMA
             )
-            with autocast(precision, device):
-                logits = model(x)
             target = labels.to(device, non_blocking=True)
-            if watch is not None:
-                watch(epoch, at.number, logits.detach(), target)
-            loss = F.cross_entropy(logits.float(), target, label_smoothing=recipe.label_smoothing)
             at.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            seen = []
+            for part in parts(len(x), micro_batches):
+                with autocast(precision, device):
+                    logits = model(x[part])
+                loss = F.cross_entropy(logits.float(), target[part], label_smoothing=recipe.label_smoothing)
+                (loss * (len(logits) / len(x))).backward()
+                at.watched += loss.detach()
+                seen.append(logits.detach())
+            if watch is not None:
+                watch(epoch, at.number, torch.cat(seen), target)
             at.optimizer.step()
-            at.watched += loss.detach()
             at.number += 1
             progress(step + 1, epochs * per_epoch)
             checkpoint.offer(at.state)
@@ -233,6 +238,7 @@ def train_teacher(
     device: torch.device,
     progress: Callable[[int, int], None] = lambda done, total: None,
     checkpoint: Checkpoint | None = None,
+    micro_batches: int = 1,
 ) -> tuple[dict[str, torch.Tensor], Numbers]:
     """Train a network from scratch (`train_epochs`), and measure it now and then.
 
@@ -246,6 +252,7 @@ def train_teacher(
         device: Where to train.
         progress: Called with (steps done, all steps).
         checkpoint: Where an interrupted training goes on; None to start again.
+        micro_batches: Parts of a batch that are in memory one after another.
 
     Returns:
         The state dict behind the last epoch, and numbers as in `Record.numbers`.
@@ -275,6 +282,7 @@ def train_teacher(
             precision=spec.precision,
             progress=progress,
             checkpoint=inner,
+            micro_batches=micro_batches,
         ):
             if done in points:
                 seen.add(done, validation.score(model, spec.precision, "teacher"))

@@ -20,8 +20,17 @@ def run(context: Context) -> Outcome:
         train, val = context.real("train"), context.real("val")
         with metered(context.device, context.checkpoint) as cost:
             state, numbers = train_teacher(
-                spec, facts, train, val, context.device, context.progress, context.checkpoint
+                spec,
+                facts,
+                train,
+                val,
+                context.device,
+                context.progress,
+                context.checkpoint,
+                context.micro_batches,
             )
+        if context.micro_batches > 1:
+            numbers["micro_batches"] = context.micro_batches
         cost["images"] = len(train) * trained_epochs(spec.recipe)
     else:
         with metered(context.device) as cost:

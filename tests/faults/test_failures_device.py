@@ -1,0 +1,120 @@
+"""A wrong, missing or broken GPU is said in seconds, before a stage opens its inputs, as the kind that it is."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from suite.errors import InfraError, UserError
+from suite.failures import classified
+from suite.grid import Plan
+from suite.stages import devices
+from suite.stages.devices import usable_device
+from suite.store import Store
+from tests.faults.workers import bench
+
+no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SLURM_JOB_GPUS", "SLURM_STEP_GPUS", "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@no_gpu
+def test_a_machine_without_gpu_computes_on_the_cpu_unless_cuda_is_asked_for() -> None:
+    assert usable_device("cpu").type == usable_device("auto").type == "cpu"
+    with pytest.raises(UserError, match="no CUDA device is visible - set `device: auto`"):
+        usable_device("cuda")
+
+
+@no_gpu
+@pytest.mark.parametrize("wanted", ["auto", "cuda"])
+def test_a_gpu_that_slurm_gave_and_cuda_cannot_use_is_infra(monkeypatch: pytest.MonkeyPatch, wanted: str) -> None:
+    monkeypatch.setenv("SLURM_JOB_GPUS", "0,1")
+    begin = time.monotonic()
+    with pytest.raises(InfraError, match="SLURM_JOB_GPUS=0,1: CUDA cannot use the GPU that is here"):
+        usable_device(wanted)
+    assert time.monotonic() - begin < 10
+
+
+@no_gpu
+@pytest.mark.ffcv
+def test_it_is_said_before_any_input_is_opened(
+    tiny: tuple[Plan, Store, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = bench(tiny, tmp_path)
+    monkeypatch.setenv("SLURM_JOB_GPUS", "0")
+    settings = (place.run / "settings.json").read_text()
+    (place.run / "settings.json").write_text(settings.replace('"cpu"', '"auto"'))
+    monkeypatch.setattr("suite.work.open_inputs", lambda *_: pytest.fail("inputs were opened"))
+    position = place.position("evaluation")
+    assert place.work(position) == 1
+    (record,) = place.failures(position)
+    assert record.failure is not None and record.failure["kind"] == "infra"
+    assert "CUDA cannot use the GPU" in record.failure["message"]
+
+
+def test_a_driver_that_hangs_is_infra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "TRIAL_SECONDS", 0.2)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: time.sleep(3))
+    begin = time.monotonic()
+    with pytest.raises(InfraError, match=r"CUDA's initialization did not come back within 0.2 s"):
+        usable_device("auto")
+    assert time.monotonic() - begin < 2
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("CUDA error: uncorrectable ECC error encountered", "infra"),
+        ("NVRM: Xid (PCI:0000:c1:00): 79, GPU has fallen off the bus, CUDA is gone", "infra"),
+        ("Unexpected error from cudaGetDeviceCount(). Error 802: system not yet initialized", "infra"),
+        ("CUDA initialization error (3)", "infra"),
+        ("CUDA error: all CUDA-capable devices are busy or unavailable", "infra"),
+        ("CUDA error: unspecified launch failure", "infra"),
+        ("The NVIDIA driver on your system is too old", "infra"),
+        ("NCCL error: remote process exited or there was a network error", "infra"),
+        ("CUDA error: no kernel image is available for execution on the device", "user"),
+        ("CUDA error: device-side assert triggered", "user"),
+        ("CUDA out of memory. Tried to allocate 20.00 GiB", "oom"),
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", "oom"),
+        ("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory", "oom"),
+        ("mat1 and mat2 shapes cannot be multiplied", "user"),
+    ],
+)
+def test_what_cuda_says_has_a_kind(text: str, kind: str) -> None:
+    assert classified(RuntimeError(text)).kind == kind
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (MemoryError(), "oom"),
+        (OSError(12, "Cannot allocate memory"), "oom"),
+        (OSError(28, "No space left on device", "/s/x"), "infra"),
+        (PermissionError(13, "Permission denied", "/s/x"), "infra"),
+        (ConnectionResetError(104, "Connection reset by peer"), "infra"),
+        (ZeroDivisionError("division by zero"), "user"),
+        (AssertionError(), "user"),
+    ],
+)
+def test_what_python_raises_has_a_kind(error: Exception, kind: str) -> None:
+    found = classified(error)
+    assert found.kind == kind
+    if getattr(error, "filename", None):
+        assert found.where == "/s/x" and found.hint
+
+
+def test_a_cause_deep_inside_decides() -> None:
+    try:
+        try:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        except RuntimeError as error:
+            raise ValueError("could not compute") from error
+    except ValueError as outer:
+        assert classified(outer).kind == "oom"

@@ -19,7 +19,7 @@ demo: $(VENV)/.installed
 	@$(RUN) -m suite.report grids/quickstart.yaml
 
 test: lint
-	@.ci/system-packages slurm browser || [ $$? -eq 3 ]
+	@.ci/system-packages slurm browser tex || [ $$? -eq 3 ]
 	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -n $(JOBS) --dist loadfile -m "$(MARK)" --durations=15
 
 slow: MARK = slow

@@ -1,6 +1,7 @@
 """Turn rows into leaderboards: tables on the terminal, and files under reports/.
 
     python -m suite.report [GRID] [--variant NAME] [--store DIR] [--out DIR] [--published FILE]
+    python -m suite.report --demo
 
 With a grid, every cell of it is a line: with a number, or with `-` and the reason. Without one, all rows of the store.
 Rows of protocol `paper` stand beside what papers report.
@@ -22,11 +23,17 @@ from suite.store import Store
 from suite.store.files import sha256
 
 if TYPE_CHECKING:
+    from suite.leaderboard.make import Beside
+    from suite.leaderboard.published import Published
     from suite.leaderboard.rows import Rows
     from suite.leaderboard.tables import Table
 
 #: What papers report, relative to the root of the repository, where commands are typed.
 PUBLISHED = Path("results/published.csv")
+#: Measurements of the suite; similarities within classes are read from `diversity*.json` in it.
+MEASURED = Path("results/measured")
+#: What `make demo` runs.
+DEMO = Path("grids/quickstart.yaml")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -48,11 +55,12 @@ def _make(arguments: argparse.Namespace, selection: Selection, folder: Path) -> 
         target = str(arguments.grid) if arguments.grid else "GRID"
         words = ["--variant", arguments.variant] if arguments.variant else []
         command = shlex.join(["python", "-m", "suite.launch", target, *words, "--store", str(arguments.store)])
+        if arguments.demo:
+            command = "make demo"
         raise UserError("there are no rows to report", where=str(arguments.store), hint=command)
-    from suite.leaderboard.boards import leaderboards
-    from suite.leaderboard.published import Published
+    from suite.leaderboard.make import make
 
-    tables = leaderboards(rows, Published(arguments.published) if arguments.published else None)
+    tables = make(rows, _beside(arguments, rows))
     text = _text(tables, rows)
     stamp(folder, selection.state, write(folder, name, rows, tables, text))
     return text
@@ -67,15 +75,12 @@ def write(folder: Path, name: str, rows: Rows, tables: list[Table], text: str) -
     Raises:
         InfraError: If the file system refuses.
     """
-    from suite.leaderboard.formats import to_csv, to_markdown
+    from suite.leaderboard.files import table_files
     from suite.leaderboard.page import page
     from suite.leaderboard.plots import overview, pictures
     from suite.store.files import write_bytes
 
-    files: dict[str, bytes] = {}
-    for table in tables:
-        files[f"{table.slug}.csv"] = to_csv(table).encode()
-        files[f"{table.slug}.md"] = to_markdown(table, rows, name).encode()
+    files = table_files(name, rows, tables)
     files[TEXT] = text.encode()
     files["overview.png"] = overview(tables[0], rows, name)
     files["index.html"] = page(name, rows, tables, pictures(rows)).encode()
@@ -93,7 +98,20 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         "--out", type=directory, default=Path("reports"), help="parent of the report; default: %(default)s"
     )
     parser.add_argument("--published", type=Path, help=f"papers' numbers; default: {PUBLISHED}, where it is there")
+    parser.add_argument(
+        "--diversity", type=Path, nargs="*", metavar="FILE",
+        help=f"similarities within classes (suite.bench diversity --json); default: {MEASURED}/diversity*.json",
+    )  # fmt: skip
+    parser.add_argument("--demo", action="store_true", help="of what `make demo` has run")
     arguments = parser.parse_args(argv)
+    if arguments.demo:
+        if arguments.grid or arguments.variant:
+            parser.error("--demo is a grid of its own")
+        arguments.grid = DEMO
+    if arguments.diversity is None:
+        arguments.diversity = sorted(MEASURED.glob("diversity*.json"))
+    if missing := [p for p in arguments.diversity if not p.is_file()]:
+        raise UserError("no such file of similarities", where=str(missing[0]))
     if arguments.variant and not arguments.grid:
         parser.error("--variant needs a grid")
     if arguments.published is None and PUBLISHED.exists():
@@ -122,7 +140,7 @@ class Selection:
 
 def _select(arguments: argparse.Namespace) -> Selection:
     plan = load_plan(arguments.grid, variant=arguments.variant) if arguments.grid else None
-    papers = sha256(arguments.published) if arguments.published else ""
+    papers = [sha256(p) for p in [arguments.published, *arguments.diversity] if p]
     store = Store(arguments.store)
     if plan is None:
         nodes = [("evaluation", home.name) for home in sorted((store.root / "evaluation").glob("*/*"))]
@@ -140,6 +158,41 @@ def _gather(selection: Selection) -> Rows:
     return from_plan(selection.store, plan.stages, plan.cells, plan.cell_keys, plan.excluded)
 
 
+def _beside(arguments: argparse.Namespace, rows: Rows) -> Beside:
+    """What stands beside the rows: published numbers, and similarities within classes that were measured."""
+    from suite.leaderboard.make import Beside
+    from suite.leaderboard.published import Published
+    from suite.leaderboard.similarity import read_similarities
+
+    papers = Published(arguments.published) if arguments.published else None
+    if papers is not None:
+        _mark_changed_settings(rows, papers)
+    grid = str(arguments.grid) if arguments.grid else "GRID"
+    command = (
+        f"python -m suite.bench diversity {shlex.quote(grid)} --network ARCH --json {MEASURED}/diversity-NAME.json"
+    )
+    return Beside(papers, read_similarities(arguments.diversity), command)
+
+
+def _mark_changed_settings(rows: Rows, papers: Published) -> None:
+    """Tell the rows that stand beside published numbers but were not made with their method's own settings."""
+    import pandas as pd
+
+    from suite.grid import Cell
+    from suite.grid.defaults import default_keys
+    from suite.leaderboard.statistics import plain_records
+
+    frame = rows.frame
+    paper = frame[(frame["protocol"] == "paper").to_numpy(dtype=bool)]
+    names = ["method", "dataset", "ipc", "teacher", "student", "protocol"]
+    lines = plain_records(paper[names].drop_duplicates())
+    wanted = [line for line in lines if papers.accuracies(line)]
+    found = paper.merge(pd.DataFrame(wanted, columns=names).astype(paper[names].dtypes), on=names)[[*names, "seed"]]
+    cells = [Cell(*values) for values in found.drop_duplicates().itertuples(index=False)]
+    keys = set(default_keys(cells).values())
+    rows.frame["overridden"] = ~frame["key"].isin(keys)
+
+
 def _text(tables: list[Table], rows: Rows) -> str:
     """The leaderboards as text, 100 columns wide."""
     from rich.console import Console
@@ -147,7 +200,7 @@ def _text(tables: list[Table], rows: Rows) -> str:
     from suite.leaderboard.formats import clean, remarks, to_terminal
 
     console = Console(file=io.StringIO(), width=100, highlight=False, emoji=False, markup=False)
-    for table in tables:
+    for table in tables[:3]:
         console.print(to_terminal(table))
     for heading, items in remarks(rows):
         console.print(heading)

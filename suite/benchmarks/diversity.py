@@ -70,7 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise InfraError("no CUDA device", hint="--device cpu")
     plan, store = load_plan(arguments.grid, variant=arguments.variant), Store(arguments.store)
-    tables, missing = measure(plan, store, arguments.network, torch.device(arguments.device))
+    tables, sets, missing = measure(plan, store, arguments.network, torch.device(arguments.device))
     if not tables:
         raise UserError(
             f"the store has no distilled set of {plan.name} with two images a class ({missing} are not made)",
@@ -82,13 +82,13 @@ def run(arguments: argparse.Namespace) -> int:
     if missing:
         print(f"\n{missing} distilled sets of the grid are not in the store")
     if arguments.json:
-        _write_json(arguments, tables, missing)
+        _write_json(arguments, tables, sets, missing)
     return 0
 
 
 def measure(
     plan: Plan, store: Store, network: str, device: torch.device
-) -> tuple[dict[tuple[str, int], list[Row]], int]:
+) -> tuple[dict[tuple[str, int], list[Row]], dict[str, float], int]:
     """Similarities of the grid's published sets.
 
     Args:
@@ -98,7 +98,8 @@ def measure(
         device: Where to compute.
 
     Returns:
-        Rows by (dataset, IPC), the most diverse first, and the number of sets that are not published.
+        Rows by (dataset, IPC), the most diverse first; the similarity of each set by the key of its synthesis; and the
+        number of sets that are not published.
 
     Raises:
         UserError: If the grid has no such teacher on a dataset, or it is not made yet.
@@ -110,6 +111,7 @@ def measure(
     stages = [s for s in plan.stages if s.kind == "synthesis" and s.spec.ipc > 1]  # type: ignore[union-attr]
     published = store.published("synthesis")
     teachers: dict[str, Any] = {}
+    each: dict[str, float] = {}
     found: dict[tuple[str, int], dict[tuple[str, str, str], list[float]]] = defaultdict(lambda: defaultdict(list))
     for stage in (s for s in stages if s.key in published):
         spec: Any = stage.spec
@@ -118,9 +120,10 @@ def measure(
         distilled = DistilledSet.load(store.open("synthesis", stage.key).path / "distilled.safetensors")
         values = json.dumps(spec.params, sort_keys=True, default=str)
         name = (spec.method, "+".join(spec.teachers), values)
-        found[spec.dataset, spec.ipc][name].append(similarity(teachers[spec.dataset], distilled))
+        each[stage.key] = similarity(teachers[spec.dataset], distilled)
+        found[spec.dataset, spec.ipc][name].append(each[stage.key])
     missing = sum(s.key not in published for s in stages)
-    return {place: _rows(sets, place) for place, sets in found.items()}, missing
+    return {place: _rows(sets, place) for place, sets in found.items()}, each, missing
 
 
 def _teacher(plan: Plan, store: Store, network: str, name: str, device: torch.device) -> Any:
@@ -170,7 +173,9 @@ def _print_table(dataset: str, ipc: int, network: str, rows: list[Row]) -> None:
         print(f"{row.method:<16}{row.similarity:>11.4f} {spread:>8}{row.n:>4}  {row.teachers or '-'}{note}")
 
 
-def _write_json(arguments: argparse.Namespace, tables: dict[tuple[str, int], list[Row]], missing: int) -> None:
+def _write_json(
+    arguments: argparse.Namespace, tables: dict[tuple[str, int], list[Row]], sets: dict[str, float], missing: int
+) -> None:
     import torch
 
     from suite.provenance import provenance
@@ -185,6 +190,7 @@ def _write_json(arguments: argparse.Namespace, tables: dict[tuple[str, int], lis
             {"dataset": dataset, "ipc": ipc, "rows": [asdict(row) for row in rows]}
             for (dataset, ipc), rows in tables.items()
         ],
+        "sets": sets,
         "missing": missing,
         "provenance": provenance(),
     }

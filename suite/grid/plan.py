@@ -68,7 +68,7 @@ def load_plan(path: Path, *, variant: str | None = None, max_cells: int = MAX_CE
     check_count(selection, document, max_cells)
     check_names(selection, document)
     cells, excluded = expand(selection, document)
-    return _Planner(selection, document).plan(cells, excluded)
+    return Planner(selection, document).plan(cells, excluded)
 
 
 def is_hub(arch: str) -> bool:
@@ -79,7 +79,7 @@ def is_hub(arch: str) -> bool:
 T = TypeVar("T")
 
 
-class _Planner:
+class Planner:
     """Builds the stages of cells, remembering every part that cells share."""
 
     def __init__(self, selection: Selection, document: Document) -> None:

@@ -25,7 +25,9 @@ def clean(text: Any, longest: int = 300) -> str:
 
     ANSI sequences start with a control character, and text that runs backwards with a format character.
     """
-    out = "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in str(text))
+    out = str(text)
+    if not out.isprintable():
+        out = "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in out)
     return out if len(out) <= longest else out[: longest - 3] + "..."
 
 

@@ -32,6 +32,7 @@ _COLUMNS = (
 #: `soft-fkd pruned 40x`, `soft-fkd pruned+quantised 80x`
 _PRUNED = re.compile(r"pruned(\+quantised)? (\d+)x")
 _VARIANT = re.compile(r"([^\[(]+)[\[(](.+)[\])]")
+#: A grid overrides what the method, its recipe or its labels set, or the row is of an older version of them.
 OTHER_SETTINGS = "settings are not the paper's"
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from scipy import stats
+from scipy.special import stdtrit
 
 from suite.leaderboard.rows import CELL, GROUP, Hole, Rows
 from suite.leaderboard.significance import ranks
@@ -67,7 +67,7 @@ def summarise(values: Iterable[Any], level: float = LEVEL) -> Summary:
 @cache
 def _t(level: float, freedom: int) -> float:
     """Two-sided critical value of Student's t."""
-    return float(stats.t.ppf((1 + level) / 2, freedom))
+    return float(stdtrit(freedom, (1 + level) / 2))
 
 
 def t_interval(values: Sequence[float]) -> tuple[float, float]:
@@ -168,7 +168,7 @@ def spread(
         mean = np.where(n > 0, np.clip(mean, low, high), np.nan)
         squares = np.where(there, (values - np.repeat(mean, lengths)) ** 2, 0.0)
         sd = np.where(n > 1, np.sqrt(np.add.reduceat(squares, start) / (n - 1)), np.nan)
-        half = np.where(n > 1, stats.t.ppf((1 + LEVEL) / 2, n - 1) * sd / np.sqrt(n), np.nan)
+        half = np.where(n > 1, stdtrit(n - 1, (1 + LEVEL) / 2) * sd / np.sqrt(n), np.nan)
     columns = (mean, sd, mean - half, mean + half)
     return {name: pd.array(column, dtype="Float64") for name, column in zip(names, columns, strict=False)}
 

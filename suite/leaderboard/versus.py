@@ -88,11 +88,14 @@ _COLUMNS = [
 ]  # fmt: skip
 
 
+_TEXTS = ("method", "dataset", "teacher", "student", "metric", "unit", "primary", "mark")
+
+
 def _facts(number: Number) -> dict[str, Any]:
     r = number.row
     return {
-        **{name: r[name] for name in ("method", "dataset", "teacher", "student", "metric", "unit", "primary", "mark")},
-        "labels": r["label_mode"],
+        **{name: None if r[name] in ("", "-") else r[name] for name in _TEXTS},
+        "labels": None if r["label_mode"] == "-" else r["label_mode"],
         "resolution": number.size,
         "ipc": number.ipc,
         "value": number.value,

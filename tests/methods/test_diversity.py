@@ -17,6 +17,7 @@ from suite.benchmarks.diversity import measure
 from suite.data.distilled import DistilledSet
 from suite.errors import DataError, UserError
 from suite.grid import Plan, load_plan
+from suite.leaderboard.similarity import read_similarities
 from suite.learn.diversity import class_similarities, similarity
 from suite.store import Store
 from tests.learn.synthesis_parts import DigitImages, small_teacher
@@ -90,7 +91,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Plan, Store]:
 
 def test_published_sets_of_a_grid_become_one_table_a_dataset_and_ipc(made: tuple[Path, Plan, Store]) -> None:
     _, plan, store = made
-    tables, missing = measure(plan, store, "convnet2_w8", torch.device("cpu"))
+    tables, sets, missing = measure(plan, store, "convnet2_w8", torch.device("cpu"))
     assert list(tables) == [("digits", 2)], "IPC 1 has no pairs"
     rows = {row.method: row for row in tables["digits", 2]}
     assert set(rows) == {"random", "delt"} and missing == 1
@@ -99,6 +100,7 @@ def test_published_sets_of_a_grid_become_one_table_a_dataset_and_ipc(made: tuple
     assert (rows["delt"].teachers, rows["random"].teachers) == ("convnet2_w8", "")
     similarities = [row.similarity for row in tables["digits", 2]]
     assert similarities == sorted(similarities)
+    assert set(sets) == {s.key for s in plan.stages if s.kind == "synthesis"} & store.published("synthesis")
 
 
 def test_bench_prints_and_writes_the_table(
@@ -112,6 +114,8 @@ def test_bench_prints_and_writes_the_table(
     text = capsys.readouterr().out
     assert "digits, IPC 2" in text and "delt" in text and "1 distilled sets of the grid are not in the store" in text
     (table,) = json.loads(out.read_text())["results"]
+    (network,) = read_similarities([out])
+    assert network == "convnet2_w8" and len(read_similarities([out])[network]) == 3
     assert {row["method"] for row in table["rows"]} == {"random", "delt"}
 
 

@@ -15,6 +15,7 @@ BENCHMARKS = {
     "loader": "FFCV beside torchvision's ImageFolder and DataLoader",
     "diversity": "how alike the images of a class are, of every distilled set of a grid",
     "economy": "what E2D and its parts save: updates, forward passes and seconds an image",
+    "report": "a report over very many rows: seconds and memory",
     "synthesis": "one synthesis step of each method beside the references' manner",
 }
 

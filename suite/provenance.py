@@ -46,6 +46,12 @@ def code() -> dict[str, str]:
     return {"commit": head.decode().strip(), "dirty": source_digest()[:16] if changed else ""}
 
 
+def ancestors(revision: str) -> set[str]:
+    """The commits of a revision and everything before it; empty if git knows no such revision here."""
+    found = _git("rev-list", "--end-of-options", revision, "--")
+    return set(found.decode().split()) if found else set()
+
+
 @cache
 def environment() -> dict[str, Any]:
     """Versions of what computes; packages that are not installed are left out."""

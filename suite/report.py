@@ -2,9 +2,12 @@
 
     python -m suite.report [GRID] [--variant NAME] [--store DIR] [--out DIR] [--published FILE]
     python -m suite.report --demo
+    python -m suite.report [GRID] --against REV|DIR
+    python -m suite.report --rows FILE
 
 With a grid, every cell of it is a line: with a number, or with `-` and the reason. Without one, all rows of the store.
-Rows of protocol `paper` stand beside what papers report.
+Rows of protocol `paper` stand beside what papers report. `--against` adds what changed since another report or store,
+or since the code of a revision. `--rows` reports on rows of another report (its parquet/rows.parquet).
 """
 
 from __future__ import annotations
@@ -19,12 +22,12 @@ from typing import TYPE_CHECKING
 from suite.errors import Parser, UserError, directory, guarded
 from suite.grid import Plan, load_plan
 from suite.leaderboard.freshness import TEXT, stamp, state, unchanged
+from suite.leaderboard.marks import homes
+from suite.nights.places import nights_folder
 from suite.store import Store
 from suite.store.files import sha256
 
 if TYPE_CHECKING:
-    from suite.leaderboard.make import Beside
-    from suite.leaderboard.published import Published
     from suite.leaderboard.rows import Rows
     from suite.leaderboard.tables import Table
 
@@ -41,7 +44,8 @@ def main(argv: list[str] | None = None) -> int:
     arguments = _parse(argv)
     selection = _select(arguments)
     folder = arguments.out / selection.name
-    if (text := unchanged(folder, selection.state)) is None:
+    text = None if arguments.against else unchanged(folder, selection.state)
+    if text is None:
         text = _make(arguments, selection, folder)
     print(text, end="")
     print(f"page: {folder / 'index.html'}")
@@ -58,9 +62,14 @@ def _make(arguments: argparse.Namespace, selection: Selection, folder: Path) -> 
         if arguments.demo:
             command = "make demo"
         raise UserError("there are no rows to report", where=str(arguments.store), hint=command)
+    from suite.comparisons import beside, over_nights, since
     from suite.leaderboard.make import make
 
-    tables = make(rows, _beside(arguments, rows))
+    history = over_nights(selection.store, name) if selection.plan else []
+    if arguments.against:
+        store = None if arguments.rows else selection.store
+        history.insert(0, since(arguments.against, rows, store, selection.plan))
+    tables = make(rows, beside(rows, arguments.published, arguments.diversity, arguments.grid), history)
     text = _text(tables, rows)
     stamp(folder, selection.state, write(folder, name, rows, tables, text))
     return text
@@ -75,12 +84,13 @@ def write(folder: Path, name: str, rows: Rows, tables: list[Table], text: str) -
     Raises:
         InfraError: If the file system refuses.
     """
+    from suite.leaderboard.figures import figure_files
     from suite.leaderboard.files import table_files
     from suite.leaderboard.page import page
     from suite.leaderboard.plots import overview, pictures
     from suite.store.files import write_bytes
 
-    files = table_files(name, rows, tables)
+    files = table_files(name, rows, tables) | figure_files(tables)
     files[TEXT] = text.encode()
     files["overview.png"] = overview(tables[0], rows, name)
     files["index.html"] = page(name, rows, tables, pictures(rows)).encode()
@@ -102,12 +112,18 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         "--diversity", type=Path, nargs="*", metavar="FILE",
         help=f"similarities within classes (suite.bench diversity --json); default: {MEASURED}/diversity*.json",
     )  # fmt: skip
+    parser.add_argument("--against", metavar="REV|DIR", help="what changed since another state")
+    parser.add_argument("--rows", type=Path, metavar="FILE", help="rows of a report instead of a store's")
     parser.add_argument("--demo", action="store_true", help="of what `make demo` has run")
     arguments = parser.parse_args(argv)
     if arguments.demo:
         if arguments.grid or arguments.variant:
             parser.error("--demo is a grid of its own")
         arguments.grid = DEMO
+    if arguments.rows and arguments.grid:
+        parser.error("--rows are reported without a grid")
+    if arguments.rows and not arguments.rows.is_file():
+        raise UserError("no such file of rows", where=str(arguments.rows))
     if arguments.diversity is None:
         arguments.diversity = sorted(MEASURED.glob("diversity*.json"))
     if missing := [p for p in arguments.diversity if not p.is_file()]:
@@ -129,12 +145,14 @@ class Selection:
         name: Of the grid, or `all`.
         store: Where the rows are.
         plan: The grid's plan; None for every row of the store.
+        rows: A file of rows, in the store's place.
         state: A digest of everything that the report is made from.
     """
 
     name: str
     store: Store
     plan: Plan | None
+    rows: Path | None
     state: str
 
 
@@ -142,55 +160,26 @@ def _select(arguments: argparse.Namespace) -> Selection:
     plan = load_plan(arguments.grid, variant=arguments.variant) if arguments.grid else None
     papers = [sha256(p) for p in [arguments.published, *arguments.diversity] if p]
     store = Store(arguments.store)
+    papers.append(str(arguments.against))
+    if arguments.rows:
+        return Selection("rows", store, None, arguments.rows, state(store, (papers, sha256(arguments.rows)), []))
     if plan is None:
-        nodes = [("evaluation", home.name) for home in sorted((store.root / "evaluation").glob("*/*"))]
-        return Selection("all", store, None, state(store, ("all", papers), nodes))
+        nodes = [("evaluation", key) for key, _ in homes(store.root / "evaluation")]
+        return Selection("all", store, None, None, state(store, ("all", papers), nodes))
     nodes = [(s.kind, s.key) for s in plan.stages]
+    papers += [sha256(p) for p in sorted(nights_folder(store, plan.name).glob("history/*.json"))]
     title = (plan.name, plan.cells, plan.cell_keys, plan.excluded, papers)
-    return Selection(plan.name, store, plan, state(store, title, nodes))
+    return Selection(plan.name, store, plan, None, state(store, title, nodes))
 
 
 def _gather(selection: Selection) -> Rows:
-    from suite.leaderboard.gather import from_plan, from_store
+    from suite.leaderboard.gather import from_file, from_plan, from_store
 
+    if selection.rows:
+        return from_file(selection.rows)
     if (plan := selection.plan) is None:
         return from_store(selection.store)
     return from_plan(selection.store, plan.stages, plan.cells, plan.cell_keys, plan.excluded)
-
-
-def _beside(arguments: argparse.Namespace, rows: Rows) -> Beside:
-    """What stands beside the rows: published numbers, and similarities within classes that were measured."""
-    from suite.leaderboard.make import Beside
-    from suite.leaderboard.published import Published
-    from suite.leaderboard.similarity import read_similarities
-
-    papers = Published(arguments.published) if arguments.published else None
-    if papers is not None:
-        _mark_changed_settings(rows, papers)
-    grid = str(arguments.grid) if arguments.grid else "GRID"
-    command = (
-        f"python -m suite.bench diversity {shlex.quote(grid)} --network ARCH --json {MEASURED}/diversity-NAME.json"
-    )
-    return Beside(papers, read_similarities(arguments.diversity), command)
-
-
-def _mark_changed_settings(rows: Rows, papers: Published) -> None:
-    """Tell the rows that stand beside published numbers but were not made with their method's own settings."""
-    import pandas as pd
-
-    from suite.grid import Cell
-    from suite.grid.defaults import default_keys
-    from suite.leaderboard.statistics import plain_records
-
-    frame = rows.frame
-    paper = frame[(frame["protocol"] == "paper").to_numpy(dtype=bool)]
-    names = ["method", "dataset", "ipc", "teacher", "student", "protocol"]
-    lines = plain_records(paper[names].drop_duplicates())
-    wanted = [line for line in lines if papers.accuracies(line)]
-    found = paper.merge(pd.DataFrame(wanted, columns=names).astype(paper[names].dtypes), on=names)[[*names, "seed"]]
-    cells = [Cell(*values) for values in found.drop_duplicates().itertuples(index=False)]
-    keys = set(default_keys(cells).values())
-    rows.frame["overridden"] = ~frame["key"].isin(keys)
 
 
 def _text(tables: list[Table], rows: Rows) -> str:
@@ -200,8 +189,9 @@ def _text(tables: list[Table], rows: Rows) -> str:
     from suite.leaderboard.formats import clean, remarks, to_terminal
 
     console = Console(file=io.StringIO(), width=100, highlight=False, emoji=False, markup=False)
-    for table in tables[:3]:
-        console.print(to_terminal(table))
+    for table in tables:
+        if table.section == "boards" or table.slug in ("changes", "steps"):
+            console.print(to_terminal(table))
     for heading, items in remarks(rows):
         console.print(heading)
         for item in items[:10]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 
 from suite.errors import UserError
-from suite.grid.expand import Cell, Selection
+from suite.grid.expand import Cell, Part, Selection
 from suite.grid.plan import Planner
 from suite.grid.yaml_strict import Document
 
@@ -17,7 +17,7 @@ def default_keys(cells: Iterable[Cell]) -> dict[Cell, str]:
     Args:
         cells: Cells, of any grid.
     """
-    selection = Selection("defaults", (0,), ("paper",), "ffcv", "fp32", [], [], [], [])
+    selection = Selection("defaults", (0,), ("paper",), "ffcv", "fp32", [Part({"method": ()}, ())], [], [], [])
     plans = Planner(selection, Document("defaults", {}, {(): (1, 1)}, {}))
     found = {}
     for cell in cells:

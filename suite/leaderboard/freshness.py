@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
-from contextlib import suppress
 from pathlib import Path
 
-from suite.errors import DataError
+from suite.leaderboard.marks import mark
 from suite.provenance import environment, source_digest
 from suite.spec.keys import canonical, digest
 from suite.store import Store
@@ -25,19 +25,12 @@ def state(store: Store, title: object, nodes: Iterable[tuple[str, str]]) -> str:
         title: What is reported besides rows: name, cells, exclusions.
         nodes: (kind, key) of every stage whose artifact or failures can show.
     """
-    seen = []
+    seen = hashlib.sha256()
     for kind, key in nodes:
-        seal = ""
-        with suppress(FileNotFoundError):
-            try:
-                seal = str(store.open(kind, key).manifest["seal"])
-            except DataError as error:
-                seal = error.line()
-        home = store.home(kind, key)
-        marks = sorted(p.name for part in ("failed", "attempts") for p in (home / part).glob("*"))
-        seen.append([kind, key, seal, marks])
+        found = mark(store.home(kind, key))
+        seen.update("\0".join((kind, key, found.published, *found.attempts, "\n")).encode())
     made_by = [source_digest(), *(sha256(p) for p in sorted(_TEMPLATES.iterdir()) if p.is_file()), environment()]
-    return digest(canonical([made_by, str(title), seen]))
+    return digest(canonical([made_by, str(title), seen.hexdigest()]))
 
 
 def unchanged(folder: Path, wanted: str) -> str | None:

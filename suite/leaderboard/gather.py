@@ -5,26 +5,56 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
-from suite.leaderboard.rows import CELL, Hole, Refusal, Rows, collect, failure_reason
+import pandas as pd
+
+from suite.leaderboard.compact import concatenated, read_compacted, read_rows, write_compacted
+from suite.leaderboard.marks import Mark, homes, mark
+from suite.leaderboard.rows import CELL, COLUMNS, Hole, Refusal, Rows, collect, failure_reason, lines_of
 from suite.spec.stages import Stage, input_kind
 from suite.store import Record, Store
 from suite.store.artifacts import MANIFEST, Corrupt, seal
 from suite.store.files import read_json
 
+#: What the directories of evaluations hold, by key.
+Marks = Mapping[str, Mark]
 
-def from_store(store: Store) -> Rows:
-    """Rows of every evaluation in a store, and holes of those that failed and were never published."""
-    keys = sorted(store.published("evaluation"))
-    records, refused = _open(store, keys)
+
+def from_store(store: Store, marks: Marks | None = None) -> Rows:
+    """Rows of every evaluation in a store, and holes of those that failed and were never published.
+
+    Args:
+        store: Where to look.
+        marks: What `scan` saw of its evaluations, where that was done already.
+    """
+    marks = scan(store) if marks is None else marks
+    known, records, refused = _rows(store, marks)
     failures: list[Record] = []
-    for home in sorted((store.root / "evaluation").glob("*/*")):
-        if home.name not in keys:
-            found, unreadable = _failures(store, "evaluation", home.name)
+    for key, seen in marks.items():
+        if not seen.published and seen.attempts:
+            found, unreadable = _failures(store, "evaluation", key)
             failures += found
             refused += unreadable
-    return collect(records, failures=failures, refused=refused, synthesis=_syntheses(store, records))
+    return collect(records, failures=failures, refused=refused, known=known)
+
+
+def from_file(path: Path) -> Rows:
+    """Rows of a file that a report wrote (`parquet/rows.parquet`); those without provenance are refused.
+
+    Raises:
+        DataError: If it is not such a file.
+    """
+    frame = read_rows(path)
+    needed = ["key", "commit", "seed", "evaluation_device", "versions", "loader"]
+    lacking = frame[needed].isna() | (frame[needed].astype("string") == "")
+    bad = lacking.any(axis=1).to_numpy(dtype=bool)
+    refused = [
+        Refusal(str(key), "a row of a file", f"no provenance: {', '.join(lacking.columns[list(gaps)])}")
+        for key, gaps in zip(frame.loc[bad, "key"], lacking[bad].itertuples(index=False), strict=True)
+    ]
+    return collect([], refused=refused, known=frame[~bad])
 
 
 def from_plan(
@@ -43,9 +73,10 @@ def from_plan(
         keys: Key of each cell's evaluation.
         excluded: Cells that the grid leaves out, and why.
     """
-    published = store.published("evaluation")
-    records, refused = _open(store, sorted(set(keys) & published))
-    there = {r.key for r in records} | {r.key for r in refused}
+    syntheses = {s.key: s.to_json() for s in stages if s.kind == "synthesis"}
+    marks = {key: mark(store.home("evaluation", key)) for key in sorted(set(keys))}
+    known, records, refused = _rows(store, marks, syntheses)
+    there = set(known["key"]) | {r.key for r in records} | {r.key for r in refused}
     reasons = Reasons(store, stages)
     broken = {r.key: r.reason for r in refused}
     holes = []
@@ -53,9 +84,45 @@ def from_plan(
         if key not in there or key in broken:
             place = {name: getattr(cell, name) for name in (*CELL, "seed")}
             holes.append(Hole(**place, key=key, reason=broken.get(key) or reasons.of(key)))
-    syntheses = {s.key: s.to_json() for s in stages if s.kind == "synthesis"}
     left_out = [(n, why) for why, n in Counter(why for _, why in excluded).items()]
-    return collect(records, holes=holes, refused=refused, excluded=left_out, synthesis=syntheses)
+    return collect(records, holes=holes, refused=refused, excluded=left_out, synthesis=syntheses, known=known)
+
+
+def scan(store: Store) -> Marks:
+    """What the directory of every evaluation holds, by key, without reading a file."""
+    return {key: mark(path) for key, path in homes(store.root / "evaluation")}
+
+
+def _rows(
+    store: Store, marks: Marks, syntheses: Mapping[str, Mapping[str, Any]] | None = None
+) -> tuple[pd.DataFrame, list[Record], list[Refusal]]:
+    """Lines of published evaluations, records that give none, and refusals; what is new is remembered.
+
+    Args:
+        store: Where to look.
+        marks: Of the evaluations that are wanted.
+        syntheses: Synthesis stages by key; what the store's manifests tell, without it.
+    """
+    memory = read_compacted(store)
+    seen = memory["key"].map({key: m.published for key, m in marks.items()}) if len(memory) else memory["mark"]
+    good = (seen == memory["mark"]).to_numpy(dtype=bool, na_value=False)
+    known = memory[good]
+    remembered = set(known["key"])
+    missing = [key for key, m in marks.items() if m.published and key not in remembered]
+    records, refused = _open(store, missing)
+    if not missing:
+        return known.drop(columns="mark"), records, refused
+    stages = syntheses or _syntheses(store, records)
+    whole = [r for r in records if str(r.inputs.get("synthesis", {}).get("key")) in stages]
+    new, denied, _ = lines_of(whole, stages)
+    kept = {*new["key"], *(r.key for r in denied)}
+    rest = [r for r in records if r.key not in kept]
+    new["mark"] = pd.array([marks[key].published for key in new["key"]], dtype="string")
+    # What the store remembers of evaluations of other grids is not forgotten; without a grid all were looked at.
+    others_kept = memory[good if syntheses is None else (seen.isna() | good).to_numpy(dtype=bool)]
+    if len(new):
+        write_compacted(store, concatenated([others_kept, new]))
+    return concatenated([known, new]).reindex(columns=list(COLUMNS)), rest, [*refused, *denied]
 
 
 class Reasons:

@@ -7,10 +7,12 @@ a number; it is a hole with a reason.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from suite.spec.keys import canonical, digest
@@ -104,6 +106,7 @@ def collect(
     refused: Iterable[Refusal] = (),
     excluded: Iterable[tuple[int, str]] = (),
     synthesis: Mapping[str, Mapping[str, Any]] | None = None,
+    known: pd.DataFrame | None = None,
 ) -> Rows:
     """Turn records into rows, holes and refusals. The result does not depend on the order of the arguments.
 
@@ -115,33 +118,50 @@ def collect(
         excluded: (count, why) of cells that the grid leaves out.
         synthesis: Synthesis stages by key, as `Stage.to_json` gives them. Rows whose syntheses differ in more than the
             seed are never averaged.
+        known: Lines that were made from records before, as `lines_of` gives them.
     """
-    found: dict[str, dict[str, Any]] = {}
-    denied = set(refused)
-    failed = list(failures)
-    for record in sorted(records, key=lambda r: (str(r.key), str(r.attempt))):
-        if record.status != "done":
-            failed.append(record)
-        elif missing := missing_provenance(record):
-            denied.add(Refusal(str(record.key), label(record.spec), f"no provenance: {', '.join(missing)}"))
-        else:
-            try:
-                found[record.key] = row(record, synthesis or {})
-            except (KeyError, TypeError, ValueError) as error:
-                why = f"no {error}" if isinstance(error, KeyError) else str(error)
-                denied.add(Refusal(record.key, label(record.spec), f"unreadable record: {why}"))
+    raw, denied, failed = lines_of(records, synthesis or {})
+    failed += failures
+    parts = [p for p in (known, raw) if p is not None and len(p)]
+    frame = settled(pd.concat(parts, ignore_index=True) if len(parts) > 1 else parts[0] if parts else raw)
     gaps = set(holes)
     newest = {r.key: r for r in sorted(failed, key=lambda r: (str(r.key), str(r.attempt)))}
-    attempts = {k: sum(r.key == k for r in failed) for k in newest}
-    known = {h.key for h in gaps}
+    attempts = Counter(r.key for r in failed)
+    there = {h.key for h in gaps} | (set(frame["key"]) if newest else set())
     for key, record in newest.items():
-        if key in found or key in known:
+        if key in there:
             continue
         try:
             gaps.add(hole(record, failure_reason(record, attempts[key])))
         except (KeyError, TypeError, ValueError):
-            denied.add(Refusal(str(key), label(record.spec), "unreadable record of a failed attempt"))
-    return Rows(_frame(list(found.values())), sorted(gaps), sorted(denied), sorted(excluded))
+            denied.append(Refusal(str(key), label(record.spec), "unreadable record of a failed attempt"))
+    return Rows(frame, sorted(gaps), sorted({*denied, *refused}), sorted(excluded))
+
+
+def lines_of(
+    records: Iterable[Record], synthesis: Mapping[str, Mapping[str, Any]]
+) -> tuple[pd.DataFrame, list[Refusal], list[Record]]:
+    """Records as lines of a typed table, as refusals, and those that are not `done`.
+
+    Args:
+        records: Records of evaluations.
+        synthesis: Synthesis stages by key.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    denied: list[Refusal] = []
+    failed: list[Record] = []
+    for record in sorted(records, key=lambda r: (str(r.key), str(r.attempt))):
+        if record.status != "done":
+            failed.append(record)
+        elif missing := missing_provenance(record):
+            denied.append(Refusal(str(record.key), label(record.spec), f"no provenance: {', '.join(missing)}"))
+        else:
+            try:
+                found[record.key] = row(record, synthesis)
+            except (KeyError, TypeError, ValueError) as error:
+                why = f"no {error}" if isinstance(error, KeyError) else str(error)
+                denied.append(Refusal(record.key, label(record.spec), f"unreadable record: {why}"))
+    return typed(found.values(), COLUMNS), denied, failed
 
 
 def missing_provenance(record: Record) -> list[str]:
@@ -293,23 +313,33 @@ def _seedless(stage: Mapping[str, Any]) -> str:
     return digest(canonical({"spec": spec, "inputs": stage.get("inputs", {})}))[:6]
 
 
-def _frame(lines: list[dict[str, Any]]) -> pd.DataFrame:
-    """The typed table, sorted. Lines that only an unrecorded setting can tell apart are set apart by their keys."""
-    _split(lines, GROUP, "setting", "key")
-    _split(lines, (*GROUP[:4], "protocol", "synthesis_setting"), "synthesis_setting", "synthesis_key")
-    lines = sorted(lines, key=lambda x: (*(x[c] for c in GROUP), x["seed"], x["key"]))
-    return pd.DataFrame({c: pd.array([x[c] for x in lines], dtype=t) for c, t in COLUMNS.items()})  # type: ignore[call-overload]
+def typed(lines: Iterable[Mapping[str, Any]], columns: Mapping[str, str]) -> pd.DataFrame:
+    """Lines as a table whose columns have the declared types, also without lines."""
+    lines = list(lines)
+    return pd.DataFrame({c: pd.array([x[c] for x in lines], dtype=t) for c, t in columns.items()})  # type: ignore[call-overload]
 
 
-def _split(lines: list[dict[str, Any]], group: tuple[str, ...], name: str, key: str) -> None:
+def settled(frame: pd.DataFrame) -> pd.DataFrame:
+    """Lines in a stable order; those that only an unrecorded setting can tell apart are set apart by their keys."""
+    frame = _split(frame, GROUP, "setting", "key")
+    frame = _split(frame, (*GROUP[:4], "protocol", "synthesis_setting"), "synthesis_setting", "synthesis_key")
+    codes = [pd.factorize(frame[c], sort=True)[0] for c in (*GROUP, "seed", "key")]
+    order = np.lexsort(codes[::-1])
+    return frame if (np.diff(order) == 1).all() else frame.iloc[order].reset_index(drop=True)
+
+
+def _split(frame: pd.DataFrame, group: tuple[str, ...], name: str, key: str) -> pd.DataFrame:
     """Where one group has several keys at one seed, make the key a part of the setting, so they are not averaged."""
-    keys: dict[tuple[Any, ...], set[str]] = {}
-    places = [(*(line[c] for c in group), line["seed"]) for line in lines]
-    for at, line in zip(places, lines, strict=True):
-        keys.setdefault(at, set()).add(str(line[key]))
-    for at, line in zip(places, lines, strict=True):
-        if len(keys[at]) > 1:
-            line[name] = f"{line[name]}-{str(line[key])[:6]}"
+    place = frame.groupby([*group, "seed"], sort=False, dropna=False, observed=True).ngroup()
+    keys = frame[key].fillna("None")
+    pairs = pd.DataFrame({"place": place, "key": pd.factorize(keys)[0]}).drop_duplicates()
+    several = pairs.loc[pairs["place"].duplicated(keep=False), "place"].unique()
+    if not len(several):
+        return frame
+    mixed = place.isin(several).to_numpy()
+    frame = frame.copy(deep=False)
+    frame[name] = frame[name].mask(mixed, frame[name] + "-" + keys.str[:6])
+    return frame
 
 
 def _integer(value: Any, name: str) -> int:

@@ -32,7 +32,7 @@ HEADLINES = [
         }.items()
         for value, (ipc, student, metric) in zip(
             numbers,
-            [(10, "ResNet18", "top1"), (50, "ResNet18", "top1"), (10, None, "synthesis_time"), (50, None, "synthesis_time")],
+            [(i, s, t) for s, t in (("ResNet18", "top1"), (None, "synthesis_time")) for i in (10, 50)],
             strict=True,
         )
     ),
@@ -81,7 +81,8 @@ HEADLINES = [
     ("D3", "imagenet1k", 2, None, "gain", 6.9, "arXiv 2403.00999"),
     ("D3", "imagenet1k", 2, None, "gain", 5.6, "arXiv 2403.00999"),
     *(("D3", "imagenet1k", i, "ConvNet", "top1", v, "D3 repo") for i, v in ((1, 11.5), (2, 17.4), (10, 20.3))),
-    *(("D3", "imagenet1k", i, "ResNet", "top1", v, "D3 repo") for i, v in ((1, 9.7), (2, 16.03), (10, 18.5), (10, 18.9))),
+    *(("D3", "imagenet1k", i, "ResNet", "top1", v, "D3 repo") for i, v in ((1, 9.7), (2, 16.03), (10, 18.5))),
+    ("D3", "imagenet1k", 10, "ResNet", "top1", 18.9, "D3 repo"),
     ("TESLA", "imagenet1k", 2, "ConvNet4", "top1", 10.5, "DC-Bench"),
 ]  # fmt: skip
 

@@ -31,7 +31,7 @@ from suite.store.files import sha256, write_bytes
 FOLDER = "compact"
 #: Largest file that is believed to be rows: a million are some 60 MB.
 MAX_BYTES = 8 << 30
-_EXTRA = {"mark": "string", "maker": "string"}
+_EXTRA = {"mark": "string", "whole": "boolean", "maker": "string"}
 
 
 @cache
@@ -43,7 +43,7 @@ def maker() -> str:
 
 
 def read_compacted(store: Store) -> pd.DataFrame:
-    """Rows that a store remembers: `COLUMNS`, and `mark` of their artifacts; empty where none can be believed."""
+    """Rows that a store remembers: `COLUMNS`, `mark` and `whole`; empty where none can be believed."""
     best: pd.DataFrame | None = None
     for path in sorted((store.root / FOLDER).glob("rows-*.parquet")):
         with suppress(OSError, ValueError, KeyError, pa.ArrowException):
@@ -63,7 +63,8 @@ def write_compacted(store: Store, frame: pd.DataFrame) -> None:
 
     Args:
         store: Of the rows.
-        frame: `COLUMNS` as `rows.lines_of` makes them, and `mark`.
+        frame: `COLUMNS` as `rows.lines_of` makes them, `mark`, and `whole`: whether the row's synthesis was known,
+            which its setting depends on.
     """
     data = to_parquet(frame.assign(maker=pd.array([maker()] * len(frame), dtype="string")))
     folder = store.root / FOLDER

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from suite.leaderboard.rows import CELL, Rows
@@ -13,6 +14,8 @@ from suite.leaderboard.statistics import fronts, ranked, spread
 from suite.leaderboard.tables import NOTES, PROTOCOL, SETTING, STUDENT, WHO, Column, Table, finish, settings_column
 
 _SET_SETTING = [Column("synthesis_setting", "Setting", identity=True, help=SETTING.help)]
+#: Lines of the leaderboard above which budgets are powers of ten only.
+MANY = 5000
 #: Most students that the table of generalisation has columns for.
 MAX_STUDENTS = 24
 
@@ -26,11 +29,14 @@ def equal_bytes(grouped: pd.DataFrame) -> Table | None:
     if lines.empty:
         return None
     at = ["dataset", "student", "protocol"]
+    budgets = _budgets(lines["total_bytes"].to_numpy(dtype=float))
+    who = lines.groupby([*at, "method", "teacher"], observed=True, dropna=False).ngroup().to_numpy()
+    size, mean = (lines[c].to_numpy(dtype=float) for c in ("total_bytes", "mean"))
+    order = np.lexsort((size, -mean))
     best = []
-    for budget in _budgets(float(lines["total_bytes"].min()), float(lines["total_bytes"].max())):
-        within = lines[lines["total_bytes"] <= budget]
-        order = within.sort_values(["mean", "total_bytes"], ascending=[False, True], kind="stable")
-        best.append(order.drop_duplicates([*at, "method", "teacher"]).assign(budget=budget))
+    for budget in budgets:
+        fits = order[size[order] <= budget]
+        best.append(lines.iloc[fits[np.unique(who[fits], return_index=True)[1]]].assign(budget=budget))
     frame = ranked(pd.concat(best, ignore_index=True).astype({"budget": "Float64"}), [*at, "budget"])
     columns = [
         Column("budget", "Budget", "bytes", identity=True, help="Most bytes that a student may need"),
@@ -55,11 +61,13 @@ def equal_bytes(grouped: pd.DataFrame) -> Table | None:
     )
 
 
-def _budgets(low: float, high: float) -> list[float]:
-    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
-    steps = [m * 10.0**p for p in range(first, last + 1) for m in (1, 2, 5)]
-    top = next(s for s in steps if s >= high)
-    return [s for s in steps if low <= s <= top]
+def _budgets(sizes: npt.NDArray[np.float64]) -> list[float]:
+    """1, 2 and 5 of every power of ten from the smallest size to the first that holds all; fewer for many lines."""
+    low, high = float(sizes.min()), float(sizes.max())
+    steps = (1,) if len(sizes) > MANY else (1, 2, 5)
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    found = [m * 10.0**p for p in powers for m in steps if m * 10.0**p >= low]
+    return [f for f in found if f < high] + [next(f for f in found if f >= high)]
 
 
 def accuracy_time(grouped: pd.DataFrame) -> Table | None:

@@ -69,6 +69,7 @@ def _panels(name: str, table: Table, draw: Callable[[Axes, pd.DataFrame], None])
     frame = pd.DataFrame(plain_records(table.frame.loc[table.frame["mean"].notna(), [*_PANEL, "teacher", *columns]]))
     if frame.empty:
         return {}
+    frame[columns[2:]] = frame[columns[2:]].astype(float)
     several = frame["teacher"].nunique() > 1
     frame["series"] = frame["method"] + (" by " + frame["teacher"] if several else "")
     counts = frame.groupby(_PANEL)["series"].nunique().sort_values(ascending=False, kind="stable")

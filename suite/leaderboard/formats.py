@@ -115,14 +115,17 @@ def to_csv(table: Table) -> str:
         if c.csv and c.form in ("text", "notes"):
             values = data[c.name]
             data[c.name] = values.map({v: csv_text(v, c.longest) for v in values.dropna().unique()})
+        elif c.csv:
+            data[c.name] = _in_full(data[c.name])
     data.columns = pd.Index([csv_text(name) for name in data.columns])
-    return str(data.to_csv(index=False, lineterminator="\n", float_format=_decimal))
+    return str(data.to_csv(index=False, lineterminator="\n", float_format="%.10g"))
 
 
-def _decimal(value: object) -> str:
-    """Ten digits, and large counts in full: bytes and iterations pass ten billion."""
-    number = float(str(value))
-    return f"{number:.10g}" if abs(number) < 1e10 else f"{number:.0f}"
+def _in_full(column: pd.Series) -> pd.Series:
+    """Large counts with all of their digits: bytes and iterations pass ten billion."""
+    if column.dtype != "Float64" or not (column.abs() >= 1e10).any():
+        return column
+    return column.map(lambda v: f"{v:.10g}" if abs(v) < 1e10 else f"{v:.0f}", na_action="ignore").astype("string")
 
 
 def plain_frame(table: Table) -> pd.DataFrame:

@@ -18,6 +18,8 @@ from suite.store import Record, Store
 from suite.store.artifacts import MANIFEST, Corrupt, seal
 from suite.store.files import read_json
 
+#: Records that are read before they become lines of a table: a million of them would not fit into memory.
+CHUNK = 20_000
 #: What the directories of evaluations hold, by key.
 Marks = Mapping[str, Mark]
 
@@ -104,25 +106,28 @@ def _rows(
         syntheses: Synthesis stages by key; what the store's manifests tell, without it.
     """
     memory = read_compacted(store)
+    there = set(syntheses) if syntheses is not None else store.published("synthesis")
     seen = memory["key"].map({key: m.published for key, m in marks.items()}) if len(memory) else memory["mark"]
-    good = (seen == memory["mark"]).to_numpy(dtype=bool, na_value=False)
-    known = memory[good]
+    same = (seen == memory["mark"]) & (memory["synthesis_key"].isin(there) == memory["whole"])
+    good = same.to_numpy(dtype=bool, na_value=False)
+    known = memory.loc[good, list(COLUMNS)]
     remembered = set(known["key"])
     missing = [key for key, m in marks.items() if m.published and key not in remembered]
-    records, refused = _open(store, missing)
-    if not missing:
-        return known.drop(columns="mark"), records, refused
-    stages = syntheses or _syntheses(store, records)
-    whole = [r for r in records if str(r.inputs.get("synthesis", {}).get("key")) in stages]
-    new, denied, _ = lines_of(whole, stages)
-    kept = {*new["key"], *(r.key for r in denied)}
-    rest = [r for r in records if r.key not in kept]
-    new["mark"] = pd.array([marks[key].published for key in new["key"]], dtype="string")
-    # What the store remembers of evaluations of other grids is not forgotten; without a grid all were looked at.
-    others_kept = memory[good if syntheses is None else (seen.isna() | good).to_numpy(dtype=bool)]
-    if len(new):
-        write_compacted(store, concatenated([others_kept, new]))
-    return concatenated([known, new]).reindex(columns=list(COLUMNS)), rest, [*refused, *denied]
+    made, others, refused = [known], [], []
+    for start in range(0, len(missing), CHUNK):
+        records, broken = _open(store, missing[start : start + CHUNK])
+        stages = _syntheses(store, records) if syntheses is None else syntheses
+        new, denied, rest = lines_of(records, stages)
+        new["mark"] = pd.array([marks[key].published for key in new["key"]], dtype="string")
+        new["whole"] = pd.array(new["synthesis_key"].isin(there), dtype="boolean")
+        made.append(new)
+        others += rest
+        refused += [*broken, *denied]
+    if any(len(new) for new in made[1:]):
+        # What is remembered of evaluations of other grids is not forgotten; without a grid all were looked at.
+        kept = good if syntheses is None else (seen.isna() | good).to_numpy(dtype=bool)
+        write_compacted(store, concatenated([memory[kept], *made[1:]]))
+    return concatenated(made)[list(COLUMNS)], others, refused
 
 
 class Reasons:

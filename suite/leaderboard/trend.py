@@ -1,9 +1,8 @@
 """Quantities over nights, cut into steps: pieces of nights whose values differ by noise only.
 
-Steps minimise the sum of squared distances to the means of the pieces plus a penalty for each further piece (PELT of
-Killick et al., 2012, as `ruptures` implements it). The penalty is 3 sigma^2 log n, with sigma from the
-median difference of successive nights, which a step itself hardly moves. A piece has two nights or more: one odd night
-is no step.
+Steps minimise the sum of distances to the medians of the pieces plus a penalty for each further piece (PELT of Killick
+et al., 2012, as `ruptures` implements it). The penalty is 3 sigma log n, with sigma from the median difference of
+successive nights, which a step itself hardly moves. Medians leave one odd night where it is: it is no step.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median
 
 import numpy as np
 import pandas as pd
@@ -50,8 +50,8 @@ def steps(values: Sequence[float]) -> list[int]:
     sigma = float(np.median(np.abs(np.diff(x)))) / (0.6745 * math.sqrt(2))
     # Numbers that repeat bit by bit have no noise; what remains is the rounding of a mean.
     sigma = max(sigma, 1e-9 * float(np.max(np.abs(x))))
-    found = ruptures.Pelt(model="l2", min_size=2, jump=1).fit(x.reshape(-1, 1))
-    return [int(i) for i in found.predict(pen=3 * sigma**2 * math.log(len(x)))[:-1]]
+    found = ruptures.Pelt(model="l1", min_size=2, jump=1).fit(x.reshape(-1, 1))
+    return [int(i) for i in found.predict(pen=3 * sigma * math.log(len(x)))[:-1]]
 
 
 def trends(points: Sequence[Point]) -> list[Table]:
@@ -67,7 +67,7 @@ def trends(points: Sequence[Point]) -> list[Table]:
         values = [by_night[n] for n in nights]
         starts = [0, *steps(values)]
         pieces = list(zip(starts, [*starts[1:], len(values)], strict=True))
-        levels = [sum(values[a:b]) / (b - a) for a, b in pieces]
+        levels = [median(values[a:b]) for a, b in pieces]
         who = {"what": what, "unit": UNITS.get(what, ""), "label": label, "identity": identity, "notes": []}
         before = levels[-2] if len(levels) > 1 else None
         lines.append({
@@ -107,7 +107,7 @@ _STEPS = [
     Column("steps", "Steps", "count", help="Changes of level in these nights"),
     Column("since", "Since", help="Night in which the present level began; empty if it never changed"),
     Column("before", "Before", "value", help="Level before that"),
-    Column("level", "Level", "value", help="Mean since then"),
+    Column("level", "Level", "value", help="Median since then"),
     Column("difference", "Difference", "signed", help="Level less the level before"),
     Column("percent", "Change %", "signed", help="The same, in percent of the level before"),
 ]
@@ -116,5 +116,5 @@ _POINTS = [
     Column("night", "Night", help="A UTC date"),
     Column("value", "Value", "value", help="Mean over seeds"),
     Column("step", "Step", "count", help="Number of the piece that the night is in"),
-    Column("level", "Level", "value", help="Mean of that piece"),
+    Column("level", "Level", "value", help="Median of that piece"),
 ]

@@ -106,10 +106,13 @@ def test_nights_of_a_grid_become_trends(tmp_path: Path) -> None:
     store = Store(tmp_path / "store")
     for n in range(1, 9):
         level = 50.0 + 4 * (n > 4)
-        rows = [Row(identity="e", label="", seed=s, key="k", accuracy=level + s, bytes={"image": 9}) for s in (0, 1)]
+        row = Row(identity="e", label="", key="k", bytes={"image": 9}, seed=0, accuracy=level)
+        rows = [row, row.model_copy(update={"seed": 1, "accuracy": level + 1})]
         timing = Timing(identity="t", label="synthesis rded", device="cpu", seconds=3.0, attempt_seconds=4.0, gpus=0)
-        night = Night(grid="g", night=f"2026-02-{n:02d}", started="", seconds=1, ended="complete", commit="c", planned=1,
-                      published=1, rows=tuple(rows), timings=(timing,))  # fmt: skip
+        night = Night(
+            grid="g", night=f"2026-02-{n:02d}", started="", seconds=1, ended="complete", commit="c", planned=1,
+            published=1, rows=tuple(rows), timings=(timing,),
+        )  # fmt: skip
         write_night(nights_folder(store, "g"), night)
     summary, _ = over_nights(store, "g")
     found = {r["what"]: (r["since"], r["before"], r["level"]) for r in summary.rows}

@@ -54,7 +54,7 @@ def _mark_changed_settings(rows: Rows, papers: Published) -> None:
     there = [line for line in plain_records(paper[list(CELL)].drop_duplicates()) if papers.accuracies(line)]
     wanted = {tuple(line[c] for c in CELL) for line in there}
     cells = [Cell(**x) for x in plain_records(paper.drop_duplicates()) if tuple(x[c] for c in CELL) in wanted]
-    frame["overridden"] = pd.array(~frame["key"].isin(default_keys(cells).values()), dtype="boolean")
+    frame["overridden"] = (~frame["key"].isin(default_keys(cells).values())).astype("boolean")
 
 
 def since(text: str, rows: Rows, store: Store | None, plan: Plan | None) -> Table:

@@ -111,7 +111,7 @@ def make_rows(path: Path, count: int) -> None:
         "statistics_seconds": 800.0, "overridden": False,
     }  # fmt: skip
     index = pd.RangeIndex(count)
-    data = {c: pd.Series(given[c], index=index).astype(t) for c, t in COLUMNS.items()}
+    data = {c: pd.Series(given[c], index=index).astype(t) for c, t in COLUMNS.items()}  # type: ignore[call-overload]
     path.write_bytes(to_parquet(pd.DataFrame(data)))
 
 

@@ -101,7 +101,7 @@ def _typed(frame: pd.DataFrame, columns: dict[str, str]) -> pd.DataFrame:
     data = {}
     for name, kind in columns.items():
         column = frame[name] if name in frame else pd.Series([pd.NA] * len(frame))
-        data[name] = column if str(column.dtype) == kind else column.astype(kind)
+        data[name] = column if str(column.dtype) == kind else column.astype(kind)  # type: ignore[call-overload]
     return pd.DataFrame(data)
 
 

@@ -88,23 +88,28 @@ def _panels(name: str, table: Table, draw: Callable[[Axes, pd.DataFrame], None])
             sns.despine(ax=ax)
         for ax in list(axes)[len(kept) :]:
             ax.set_axis_off()
-        handles = [ax_line(i, clean(n, 40)) for i, n in enumerate(names)]
+        handles = [_entry(i, clean(n, 40)) for i, n in enumerate(names)]
         figure.legend(handles=handles, loc="outside right upper", frameon=False)
         return _saved(name, figure)
 
 
-def ax_line(number: int, label: str) -> Any:
+def _look(number: Any) -> tuple[str, str]:
+    """Colour and marker of a series."""
+    return COLOURS[int(number) % len(COLOURS)], MARKERS[int(number) % len(MARKERS)]
+
+
+def _entry(number: int, label: str) -> Any:
     """The legend's entry of a series."""
     from matplotlib.lines import Line2D
 
-    colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
+    colour, marker = _look(number)
     return Line2D([], [], color=colour, marker=marker, markersize=4, label=label)
 
 
 def _by_ipc(ax: Axes, part: pd.DataFrame) -> None:
     for (number, _), line in part.groupby(["look", "teacher"]):
         line = line.sort_values("ipc").drop_duplicates("ipc")
-        colour, marker = COLOURS[int(number) % len(COLOURS)], MARKERS[int(number) % len(MARKERS)]
+        colour, marker = _look(number)
         ax.plot(line["ipc"], line["mean"], color=colour, marker=marker, markersize=4)
         sure = line[line["low"].notna()]
         ax.fill_between(
@@ -125,7 +130,7 @@ def _front(ax: Axes, part: pd.DataFrame, cost: str, label: str) -> None:
         ax.plot(front[cost], front["mean"], color="#5b6470", linestyle="--", linewidth=0.8, zorder=1)
         ax.set_xscale("log")
     for number, line in part.groupby("look"):
-        colour, marker = COLOURS[int(number) % len(COLOURS)], MARKERS[int(number) % len(MARKERS)]
+        colour, marker = _look(number)
         ax.scatter(line[cost], line["mean"], color=colour, marker=marker, s=14, zorder=2)
     ax.set(xlabel=label, ylabel="accuracy, %")
 

@@ -119,7 +119,7 @@ def _rows(
         stages = _syntheses(store, records) if syntheses is None else syntheses
         new, denied, rest = lines_of(records, stages)
         new["mark"] = pd.array([marks[key].published for key in new["key"]], dtype="string")
-        new["whole"] = pd.array(new["synthesis_key"].isin(there), dtype="boolean")
+        new["whole"] = new["synthesis_key"].isin(there).astype("boolean")
         made.append(new)
         others += rest
         refused += [*broken, *denied]

@@ -73,10 +73,15 @@ def evaluations(plan: Plan) -> list[Stage]:
     return [by_key[k] for k in plan.cell_keys]
 
 
+def files(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder, by its path."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "suite.report", *map(str, arguments)],
-        capture_output=True, text=True, timeout=120, cwd=ROOT, env={**os.environ, "COLUMNS": "200"},
+        capture_output=True, text=True, timeout=400, cwd=ROOT, env={**os.environ, "COLUMNS": "200"},
     )  # fmt: skip
 
 
@@ -86,19 +91,20 @@ def test_a_report_through_a_real_store(grid: Path, store: Store, tmp_path: Path)
     out = tmp_path / "reports"
     done = run(grid, "--store", store.root, "--out", out)
     assert done.returncode == 0, done.stderr
-    names = {
-        "accuracy.csv", "accuracy.md", "synthesis_time.csv", "synthesis_time.md", "storage.csv", "storage.md",
-        "index.html", "overview.png", "leaderboards.txt", "stamp.json",
+    tables = ("accuracy", "synthesis_time", "storage", "equal_bytes", "accuracy_time", "published", "contradictions")
+    figures = [f"figures/accuracy_{x}.{kind}" for x in ("ipc", "time", "bytes") for kind in ("pdf", "svg", "png")]
+    assert set(files(out / "small")) == {
+        *(name for t in tables for name in (f"{t}.csv", f"{t}.md", f"latex/{t}.tex", f"parquet/{t}.parquet")), *figures,
+        "parquet/rows.parquet", "report.json", "index.html", "overview.png", "leaderboards.txt", "stamp.json",
     }  # fmt: skip
-    assert {p.name for p in (out / "small").iterdir()} == names
     assert done.stdout.rstrip().endswith(f"page: {out / 'small' / 'index.html'}")
     assert max(map(len, done.stdout.splitlines()[:-1])) <= 100
     for title in ("Accuracy", "Synthesis time", "Storage", "too easy"):
         assert title in done.stdout
-    before = {p.name: p.read_bytes() for p in (out / "small").iterdir()}
+    before = files(out / "small")
     (out / "small" / "stamp.json").unlink()  # draws everything again
     assert report.main([str(grid), "--store", str(store.root), "--out", str(out)]) == 0
-    assert {p.name: p.read_bytes() for p in (out / "small").iterdir()} == before
+    assert files(out / "small") == before
 
 
 def test_every_hole_has_its_reason(grid: Path, store: Store) -> None:
@@ -216,7 +222,7 @@ def test_a_report_that_cannot_be_made_leaves_the_old_one(
     publish(store, stages()[1])
     arguments = ["--store", str(store.root), "--out", str(tmp_path / "out")]
     assert report.main(arguments) == 0
-    before = {p.name: p.read_bytes() for p in (tmp_path / "out" / "all").iterdir()}
+    before = files(tmp_path / "out" / "all")
     publish(store, stages(seed=1)[1])
 
     def broken(*_: object) -> str:
@@ -225,7 +231,7 @@ def test_a_report_that_cannot_be_made_leaves_the_old_one(
     monkeypatch.setattr("suite.leaderboard.page.page", broken)
     with pytest.raises(RuntimeError):
         report.main(arguments)
-    assert {p.name: p.read_bytes() for p in (tmp_path / "out" / "all").iterdir()} == before
+    assert files(tmp_path / "out" / "all") == before
 
 
 def test_an_unchanged_report_is_not_drawn_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,3 +248,30 @@ def test_an_unchanged_report_is_not_drawn_again(tmp_path: Path, monkeypatch: pyt
     assert unchanged(folder, "state") is None, "what was edited by hand is written again"
     (folder / "stamp.json").write_text("{")
     assert unchanged(folder, "state") is None
+
+
+def test_the_demo_is_the_report_of_what_make_demo_ran(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    store = Store(tmp_path / "store")
+    arguments = ["--demo", "--store", str(store.root), "--out", str(tmp_path / "out")]
+    with pytest.raises(UserError, match="there are no rows to report - make demo"):
+        report.main(arguments)
+    for stage in evaluations(load_plan(report.DEMO))[:4]:
+        publish(store, stage)
+    assert report.main(arguments) == 0
+    assert f"page: {tmp_path / 'out' / 'quickstart' / 'index.html'}" in capsys.readouterr().out
+
+
+def test_rows_of_a_report_are_reported_without_a_store(store: Store, tmp_path: Path) -> None:
+    for seed in range(2):
+        publish(store, stages("rded", seed=seed)[1])
+    out = tmp_path / "out"
+    assert report.main(["--store", str(store.root), "--out", str(out)]) == 0
+    rows = out / "all" / "parquet" / "rows.parquet"
+    assert report.main(["--rows", str(rows), "--store", str(tmp_path / "none"), "--out", str(out)]) == 0
+    first, second = files(out / "all"), files(out / "rows")
+    assert first["accuracy.csv"] == second["accuracy.csv"] and first["parquet/rows.parquet"] == rows.read_bytes()
+    with pytest.raises(UserError, match="no such file of rows"):
+        report.main(["--rows", str(tmp_path / "nowhere")])

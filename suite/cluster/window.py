@@ -33,6 +33,7 @@ class Window:
         self.per_user = profile.in_flight_per_user
         self.learnt: int | None = None
         self.patience = patience
+        self.pause = _FIRST
 
     def room(self, wanted: int) -> int:
         """How many of some tasks may be submitted now, at least one; waits until there is room.
@@ -44,7 +45,8 @@ class Window:
         pause, since, before = _FIRST, time.monotonic(), -1
         while limits := [n for n in (self.per_run, self.per_user, self.learnt) if n is not None]:
             own, all_of_them = self._count()
-            free = min(wanted, *(n - (own if n is self.per_run else all_of_them) for n in limits))
+            there = ((self.per_run, own), (self.per_user, all_of_them), (self.learnt, all_of_them))
+            free = min(wanted, *(n - count for n, count in there if n is not None))
             # A few at a time would cost a call each: wait until a tenth of the window, or all that is left, fits.
             if free >= min(wanted, max(1, min(limits) // 10)):
                 return free
@@ -58,7 +60,7 @@ class Window:
         return wanted
 
     def refused(self, size: int, error: NoRoom) -> None:
-        """Take note that Slurm did not take so many tasks.
+        """Take note that Slurm did not take so many tasks, and pause; ever longer while nothing is accepted.
 
         Raises:
             NoRoom: If not even one task fits although none is there.
@@ -67,9 +69,13 @@ class Window:
         if there == 0 and size == 1:
             raise error
         self.learnt = there or size // 2
+        if there:
+            time.sleep(min(self.pause, self.patience))
+            self.pause = min(self.pause * 1.5, _LONGEST)
 
     def accepted(self, size: int) -> None:
         """Take note that Slurm took so many tasks: a limit that others filled may have room again."""
+        self.pause = _FIRST
         if self.learnt is not None:
             self.learnt += max(1, size // 4)
 

@@ -128,7 +128,7 @@ def show(survey: Survey, limit: int | None) -> None:
         if limit is not None and len(survey.items) > limit:
             say(f"... and {len(survey.items) - limit:,} more; --all lists them")
     for (what, why), count in sorted(survey.kept.items()):
-        say(f"kept: {plural(count, what)}: {why}")
+        say(f"kept: {what}: {why} ({count:,})")
 
 
 def _sum(survey: Survey, part: str) -> int:

@@ -73,7 +73,7 @@ def test_what_was_cancelled_says_so_and_runs_again_only_with_retry_cancelled(pla
     grid = toy_grid(tmp_path, seeds=30)  # short stages share tasks: three of them an array
     plan = load_plan(grid)
     keys = {kind: [s.key for s in plan.stages if s.kind == kind] for kind in ("prepare", "synthesis", "evaluation")}
-    place.launch(grid, seconds=300)
+    place.launch(grid, seconds=3000)
 
     place.cluster.call("scancel", f"{place.job('toy', 'evaluation')}_1")
     found = place.states(grid)

@@ -199,7 +199,7 @@ def test_the_host_reads_no_result_between_evaluations() -> None:
 
 def test_convolutions_compute_channels_last_and_one_kernel_updates_a_group() -> None:
     with _Operations() as mode:
-        train(replace(RECIPE, epochs=None, steps=4, evaluations=1), arch="resnet10_cifar_w4")
+        train(replace(RECIPE, epochs=None, steps=4, evaluations=1), arch="resnet10_cifar_w8")
     assert mode.layouts == {True}
     assert mode.count["_fused_adamw_"] == 4 * 2, "parameters with weight decay, and those without"
 
@@ -224,15 +224,21 @@ def test_the_layout_and_the_fused_update_change_roundings_only(monkeypatch: pyte
         return score(self, model, *args)
 
     monkeypatch.setattr(Validation, "score", spy)
-    train(recipe, arch="resnet10_cifar_w4")
+    train(recipe, arch="resnet10_cifar_w8")
     monkeypatch.setattr(models, "channels_last", lambda model: model)
     monkeypatch.setattr(
         students,
         "build_optimizer",
         lambda r, m: torch.optim.SGD(parameter_groups(m, r.weight_decay), lr=r.lr, momentum=r.momentum, foreach=False),
     )
-    train(recipe, arch="resnet10_cifar_w4")
+    train(recipe, arch="resnet10_cifar_w8")
     torch.testing.assert_close(final[0], final[1], atol=1e-5, rtol=1e-4)
+
+
+def test_networks_whose_narrow_shortcuts_break_the_layout_s_kernels_keep_theirs() -> None:
+    for arch, expected in (("resnet10_cifar_w4", False), ("resnet10_cifar_w8", True)):
+        model = models.channels_last(models.build(arch, 10, 16))
+        assert model.conv1.weight.is_contiguous(memory_format=torch.channels_last) is expected
 
 
 def test_networks_normalised_by_groups_keep_their_layout() -> None:

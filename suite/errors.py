@@ -29,6 +29,8 @@ class SuiteError(Exception):
 
     kind = "infra"
     exit_code = 1
+    #: Node and job in which it happened, if not here.
+    place = ("", "")
 
     def __init__(self, what: str, *, where: str = "", hint: str = "") -> None:
         self.what, self.where, self.hint = one_line(what), one_line(where), one_line(hint)

@@ -12,6 +12,7 @@ import shlex
 import sys
 from collections import Counter
 from dataclasses import dataclass
+from functools import cached_property
 from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING
 from suite.cluster.cancelled import cancelled_stages, forget, grid_runs, note_awaited
 from suite.cluster.profile import Profile, find_profile, load_profile
 from suite.cluster.reconcile import Reconciled, Todo, clear_published, reconcile
+from suite.cluster.shards import Cut, cut
 from suite.cluster.show import clean, plural, say, size, table
 from suite.errors import DataError, Parser, UserError, guarded
 from suite.grid import MAX_CELLS, Plan, estimate, load_plan
@@ -53,6 +55,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--profile", default="local", metavar="NAME", help="site profile: slurm/NAME.yaml, or a file")
     parser.add_argument("--store", metavar="DIR", help="root of the store, instead of the profile's")
     parser.add_argument("--slots", type=int, metavar="N", help="local processes at once, instead of the profile's")
+    parser.add_argument("--shards", type=int, metavar="N", help="cut every synthesis into up to N tasks")
     parser.add_argument("--max-cells", type=int, default=MAX_CELLS, metavar="N", help="refuse grids with more cells")
     parser.add_argument("--max-in-flight", type=int, metavar="N", help="tasks of an array at once, not the profile's")
     parser.add_argument("--only", action="append", default=[], metavar="AXIS=VALUE,...", help=_ONLY)
@@ -92,6 +95,11 @@ class Launch:
     state: Reconciled
     flying: dict[int, Task]
 
+    @cached_property
+    def pieces(self) -> Cut:
+        """The stages to start, syntheses cut into shards."""
+        return cut([self.plan.stages[t.index] for t in self.todo], self.profile, self.store, self.arguments.shards)
+
     @property
     def todo(self) -> list[Todo]:
         """Stages to start now: those that are neither done, held back, nor in flight."""
@@ -121,7 +129,8 @@ def main() -> int:
         list_methods()
         return 0
     a = arguments
-    profile = load_profile(find_profile(a.profile), store=a.store, slots=a.slots, max_in_flight=a.max_in_flight)
+    given = {"store": a.store, "slots": a.slots, "shards": a.shards, "max_in_flight": a.max_in_flight}
+    profile = load_profile(find_profile(a.profile), **given)
     if profile.group_readable:
         share_with_group()
     plan = subset(load_plan(a.grid, variant=a.variant, max_cells=a.max_cells), a.only)
@@ -206,11 +215,22 @@ def print_plan(launch: Launch) -> None:
     table(["stage", *counts], [*rows, ["total", *(c.total() for c in counts.values())]])
     print_reasons(plan, launch.todo)
     print_reasons(plan, state.held, held=True)
+    print_shards(launch.pieces)
     if todo := launch.todo:
         e = estimate(plan, [plan.stages[t.index] for t in todo])
         hours = f"{e.gpu_hours:.2f}" if e.gpu_hours >= 0.01 else "less than 0.01"
         say(f"estimate: {hours} GPU-hours, {size(e.total_bytes)}")
         say(f"  basis: {e.basis}")
+
+
+def print_shards(pieces: Cut) -> None:
+    """Into how many tasks syntheses are cut, and which methods cannot be."""
+    if pieces.syntheses:
+        there = f", {pieces.there} of them made already" if pieces.there else ""
+        what = "1 synthesis" if pieces.syntheses == 1 else f"{pieces.syntheses:,} syntheses"
+        say(f"cut: {what} into {plural(pieces.shards, 'shard')}{there}")
+    if pieces.whole:
+        say(f"in one task each, since their images depend on each other: {', '.join(sorted(pieces.whole))}")
 
 
 def print_reasons(plan: Plan, items: list[Todo], held: bool = False) -> None:
@@ -295,7 +315,7 @@ def start(launch: Launch) -> int:
     from suite.cluster.waves import make_waves
 
     todo = launch.todo
-    stages: list[Stage] = [launch.plan.stages[t.index] for t in todo]
+    stages: list[Stage] = launch.pieces.stages
     waves = make_waves(stages, launch.profile)
     if moved := clear_published(launch.plan, launch.store, todo):
         say(f"moved {plural(moved, 'corrupt or superseded artifact')} into quarantine")

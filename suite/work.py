@@ -142,7 +142,7 @@ def _attempt(stage: Stage, store: Store, settings: Settings, micro_batches: int,
 
         device = usable_device(settings.device)
         inputs = open_inputs(store, stage, LATE_SECONDS if os.environ.get("SLURM_JOB_ID") else 0.0)
-        if _already(stage, store, inputs):
+        if _finished(stage, store, inputs):
             _say("  already published")
             discard_checkpoints(store, stage)
             return True
@@ -155,7 +155,8 @@ def _attempt(stage: Stage, store: Store, settings: Settings, micro_batches: int,
             outcome = _compute(context)
             fault_point(stage.kind, "computed")
             record = _record(stage, "done", begin, started)
-            record.device = device_info(device) | {"precision": getattr(stage.spec, "precision", "fp32")}
+            found = outcome.device or device_info(device)
+            record.device = found | {"precision": getattr(stage.spec, "precision", "fp32")}
             record.cost, record.numbers = outcome.cost, outcome.numbers
             record.storage, record.upstream = outcome.storage, outcome.upstream
             record.resumed = checkpoint.attempts
@@ -163,6 +164,8 @@ def _attempt(stage: Stage, store: Store, settings: Settings, micro_batches: int,
             discard_checkpoints(store, stage)
     except Exception as error:
         notice.leave()  # children have got the signal too: what fails behind it may be its doing
+        if stage.shards > 1 and inputs and _finished(stage, store, inputs):  # its parts are merged and gone
+            return True
         # The one place where any failure becomes a record: siblings go on, and the report shows the hole.
         if debug() or not isinstance(error, SuiteError | OSError | MemoryError):
             traceback.print_exception(error)
@@ -171,7 +174,21 @@ def _attempt(stage: Stage, store: Store, settings: Settings, micro_batches: int,
             discard_checkpoints(store, stage)  # a later attempt would go on behind the NaN
         return False
     fault_point(stage.kind, "published")
+    if stage.shards > 1:
+        _finished(stage, store, inputs)
     _say(f"  published after {time.monotonic() - begin:.1f} s")
+    return True
+
+
+def _finished(stage: Stage, store: Store, inputs: dict[str, Artifact]) -> bool:
+    """Whether nothing is left to do: the stage, or the synthesis of a shard, is published. Merged parts are removed."""
+    whole = stage.whole()
+    if whole is not stage and _already(whole, store, inputs):
+        return True
+    if not _already(stage, store, inputs):
+        return False
+    for part in stage.parts():
+        store.discard(part.kind, part.key)
     return True
 
 
@@ -255,6 +272,7 @@ def _record_failure(stage: Stage, store: Store, inputs: dict[str, Artifact], err
     if isinstance(error, Blocked):
         record.failure["stage"] = error.stage
     record.cost = peak_memory()
+    record.node, record.job = error.place
     try:
         Attempt(store, stage, inputs).fail(record)
     except InfraError as lost:  # the disk that failed the stage takes no record either; the log has both

@@ -101,7 +101,9 @@ def _following(
 
 
 def _anchor(stage: Stage, positions: Mapping[tuple[str, str], int]) -> int | None:
-    """The input of this run that is there last."""
+    """The input of this run that is there last; None for a synthesis that waits for several shards."""
+    if stage.shards > 1:
+        return None
     inputs = [(KINDS.index(input_kind(role)), positions.get((input_kind(role), key))) for role, key in
               stage.inputs.items()]  # fmt: skip
     return max(((kind, i) for kind, i in inputs if i is not None), default=(0, None))[1]
@@ -116,7 +118,7 @@ def direct_inputs(
         stage: The stage.
         ancestors: What each stage of the run needs, directly or not.
     """
-    nodes = {(input_kind(role), key) for role, key in stage.inputs.items()}
+    nodes = {(input_kind(role), key) for role, key in stage.needs.items()}
     return nodes - {a for node in nodes for a in ancestors.get(node, ())}
 
 
@@ -124,6 +126,6 @@ def all_ancestors(stages: Sequence[Stage]) -> dict[tuple[str, str], frozenset[tu
     """What each stage needs, directly or not, as far as it is among these stages or one step beyond."""
     found: dict[tuple[str, str], frozenset[tuple[str, str]]] = {}
     for stage in sorted(stages, key=lambda s: KINDS.index(s.kind)):
-        nodes = {(input_kind(role), key) for role, key in stage.inputs.items()}
+        nodes = {(input_kind(role), key) for role, key in stage.needs.items()}
         found[stage.kind, stage.key] = frozenset(nodes.union(*(found.get(n, frozenset()) for n in nodes)))
     return found

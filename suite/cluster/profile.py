@@ -84,6 +84,7 @@ class Resources(_Strict):
         mem: Memory a task, e.g. `64G`.
         time: Time limit; minutes once read.
         sbatch: Further sbatch options by their long names, e.g. `{constraint: nvlink}`.
+        shards: Tasks that one synthesis is cut into, at most; a method may allow fewer.
     """
 
     partition: Name | None = None
@@ -95,6 +96,7 @@ class Resources(_Strict):
     mem: Memory | None = None
     time: Minutes | None = None
     sbatch: dict[Name, Line] | None = None
+    shards: Annotated[int, Field(ge=1, le=10_000)] | None = None
 
 
 class Nightly(_Strict):
@@ -194,10 +196,14 @@ class Profile(Resources):
         return self
 
     def resources(self, stage: Stage) -> Resources:
-        """What a task with this stage asks for: the profile, then its kind, then its kind and dataset base."""
+        """What a task with this stage asks for: the profile, then its kind, then its kind and dataset base.
+
+        A shard asks for what its synthesis would, unless `stages: shard` says otherwise.
+        """
         base = dataset(stage.spec.dataset).base
         merged = {n: getattr(self, n) for n in Resources.model_fields}
-        for name in (stage.kind, f"{stage.kind}:{base}"):
+        kinds = ("synthesis", "shard") if stage.kind == "shard" else (stage.kind,)
+        for name in (n for kind in kinds for n in (kind, f"{kind}:{base}")):
             if name in self.stages:
                 merged |= {n: v for n, v in self.stages[name] if v is not None}
         return Resources.model_construct(**merged)

@@ -22,8 +22,8 @@ OVERHEAD = 5.0
 STEP_SECONDS = 0.01
 #: How much slower one CPU core is than the GPU of the plan's estimate.
 CPU_SLOWER = 150.0
-#: A task of its own each: preparing is bound by the disk, training a teacher is long.
-_ALONE = ("prepare", "teacher")
+#: A task of its own each: preparing is bound by the disk, training a teacher is long, shards are to run side by side.
+_ALONE = ("prepare", "teacher", "shard")
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +146,10 @@ def _updates(stage: Stage) -> float:
     """Optimiser steps, or batches, one after another."""
     s: Any = stage.spec
     images = getattr(s, "ipc", 0) * dataset(s.dataset).classes
+    if stage.shards > 1:  # its shards do the work
+        return 0.0
+    if stage.kind == "shard":
+        return _updates(stage.whole()) / s.count
     if stage.kind == "synthesis":
         return get(s.method)(**s.params).image_iterations(s.ipc) * images / min(images, s.params.get("batch", 100))
     if stage.kind in ("relabel", "evaluation"):

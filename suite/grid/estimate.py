@@ -179,7 +179,14 @@ def _synthesis(stage: Stage, by_key: dict[str, Stage]) -> Cost:
     passes += scored_images(spec.params, d)
     # Several teachers take turns.
     each = _forward(spec.teachers, d.size) / len(spec.teachers) if spec.teachers else 0.0
+    if stage.shards > 1:  # its shards do the work
+        return 0.0, 3 * d.size**2 * images
     return passes * each, 3 * d.size**2 * images
+
+
+def _shard(stage: Stage, by_key: dict[str, Stage]) -> Cost:
+    macs, size = _synthesis(stage, by_key)
+    return macs / stage.spec.count, size // stage.spec.count  # type: ignore[union-attr]
 
 
 def _relabel(stage: Stage, by_key: dict[str, Stage]) -> Cost:
@@ -206,6 +213,7 @@ _COSTS: dict[str, Callable[[Stage, dict[str, Stage]], Cost]] = {
     "prepare": _prepare,
     "teacher": _teacher,
     "statistics": _statistics,
+    "shard": _shard,
     "synthesis": _synthesis,
     "relabel": _relabel,
     "evaluation": _evaluation,

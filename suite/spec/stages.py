@@ -6,7 +6,7 @@ A change to how a stage computes bumps its number in `VERSIONS` (and CHANGELOG.m
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 from suite.spec.keys import LATER, plain, stage_key
@@ -17,11 +17,12 @@ Precision = Literal["fp32", "bf16"]
 Protocol = Literal["paper", "matched"]
 Weights = Literal["scratch", "pretrained", "file"]
 
-#: Kinds in the order in which a plan runs them.
-KINDS = ("prepare", "teacher", "statistics", "synthesis", "relabel", "evaluation")
+#: Kinds in the order in which a run goes through them. Shards are not in plans: a launch cuts syntheses into them.
+KINDS = ("prepare", "teacher", "statistics", "shard", "synthesis", "relabel", "evaluation")
 
 #: Declared versions; part of every key. Methods have versions of their own, in `SynthesisSpec.version`.
 VERSIONS = {"prepare": 1, "teacher": 2, "statistics": 2, "synthesis": 3, "relabel": 1, "evaluation": 2}
+VERSIONS["shard"] = VERSIONS["synthesis"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +95,14 @@ class SynthesisSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class ShardSpec(SynthesisSpec):
+    """Part `index` (from 0) of `count` of the images of a synthesis."""
+
+    index: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
 class RelabelSpec:
     """Stored soft labels: views of distilled images and the teachers' logits on them (FKD), or a vector an image."""
 
@@ -124,11 +133,12 @@ class EvaluationSpec:
     precision: Precision
 
 
-Spec = PrepareSpec | TeacherSpec | StatisticsSpec | SynthesisSpec | RelabelSpec | EvaluationSpec
+Spec = PrepareSpec | TeacherSpec | StatisticsSpec | SynthesisSpec | ShardSpec | RelabelSpec | EvaluationSpec
 SPECS: dict[str, type] = {
     "prepare": PrepareSpec,
     "teacher": TeacherSpec,
     "statistics": StatisticsSpec,
+    "shard": ShardSpec,
     "synthesis": SynthesisSpec,
     "relabel": RelabelSpec,
     "evaluation": EvaluationSpec,
@@ -145,12 +155,15 @@ class Stage:
         inputs: Roles and keys of the stages that it reads, e.g. `{"prepare": ..., "teacher.0": ...}`. The kind of an
             input is the part of its role before the dot.
         key: Derived from kind, version, spec and the inputs' keys.
+        shards: Of a synthesis: how many shards make its images in this run, and are merged by it; 1 if it makes them
+            itself. A matter of resources, and so not in the key.
     """
 
     kind: str
     spec: Spec
     inputs: dict[str, str] = field(default_factory=dict)
     key: str = ""
+    shards: int = 1
 
     @staticmethod
     def make(kind: str, spec: Spec, inputs: dict[str, str] | None = None) -> Stage:
@@ -158,9 +171,31 @@ class Stage:
         inputs = dict(inputs or {})
         return Stage(kind, spec, inputs, stage_key(kind, VERSIONS[kind], spec, inputs))
 
+    @property
+    def needs(self) -> dict[str, str]:
+        """Roles and keys of the stages that have to be through before this one: inputs, and shards to merge."""
+        return self.inputs | {f"shard.{s.spec.index}": s.key for s in self.parts()}  # type: ignore[union-attr]
+
+    def parts(self) -> list[Stage]:
+        """The shards that this synthesis merges; none if it makes its images itself."""
+        if self.shards == 1:
+            return []
+        own = {f.name: getattr(self.spec, f.name) for f in fields(SynthesisSpec)}
+        specs = [ShardSpec(**own, index=i, count=self.shards) for i in range(self.shards)]
+        return [Stage.make("shard", spec, self.inputs) for spec in specs]
+
+    def whole(self) -> Stage:
+        """The synthesis of a shard; any other stage itself."""
+        if self.kind != "shard":
+            return self
+        own = {f.name: getattr(self.spec, f.name) for f in fields(SynthesisSpec)}
+        return Stage.make("synthesis", SynthesisSpec(**own), self.inputs)
+
     def label(self) -> str:
         """A short human name, for tables and logs."""
         s: Any = self.spec
+        if self.kind == "shard":
+            return f"{self.whole().label()} shard {s.index + 1}/{s.count}"
         if self.kind in ("synthesis", "evaluation"):
             head = f"{s.method} {s.dataset} ipc{s.ipc}"
             return (
@@ -174,7 +209,8 @@ class Stage:
 
     def to_json(self) -> dict[str, Any]:
         """The stage as JSON types."""
-        return {"kind": self.kind, "key": self.key, "spec": plain(self.spec), "inputs": self.inputs}
+        own = {"kind": self.kind, "key": self.key, "spec": plain(self.spec), "inputs": self.inputs}
+        return own if self.shards == 1 else own | {"shards": self.shards}
 
 
 def input_kind(role: str) -> str:
@@ -195,4 +231,4 @@ def stage_from_json(data: dict[str, Any]) -> Stage:
     stage = Stage.make(kind, spec, data["inputs"])
     if stage.key != data["key"]:
         raise ValueError(f"{kind} {data['key']}: spec hashes to {stage.key}; it was planned by another version")
-    return stage
+    return replace(stage, shards=data.get("shards", 1))

@@ -50,12 +50,16 @@ class Settings:
 
 @dataclass
 class Outcome:
-    """What a stage did: its cost, and for evaluations the numbers and the storage ledger of a row."""
+    """What a stage did: its cost, and for evaluations the numbers and the storage ledger of a row.
+
+    `device` describes what computed it, where that is not the device of this process.
+    """
 
     cost: dict[str, Any]
     numbers: dict[str, Any] = field(default_factory=dict)
     storage: list[dict[str, Any]] = field(default_factory=list)
     upstream: dict[str, Any] = field(default_factory=dict)
+    device: dict[str, Any] | None = None
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""`synthesis`: run a method and publish its distilled set."""
+"""`synthesis`: run a method and publish its distilled set, or merge what its shards have made."""
 
 from __future__ import annotations
 
@@ -9,14 +9,35 @@ from pydantic import TypeAdapter
 from suite.data.distilled import DistilledSet
 from suite.errors import DataError, UserError
 from suite.learn.job import Job
+from suite.learn.share import Share
 from suite.learn.statistics import ClassStatistics
 from suite.methods import get
 from suite.spec.datasets import Dataset
 from suite.stages.context import Context, Outcome, costs, metered, summed
+from suite.stages.merge import merged
 
 
 def run(context: Context) -> Outcome:
     """Write `distilled.safetensors`: uint8 images [C*IPC, 3, S, S] and int64 labels, class-major."""
+    spec, facts = context.spec, context.dataset
+    device = None
+    if context.stage.shards == 1:
+        distilled, cost = make(context, Share())
+    else:
+        distilled, cost, device = merged(context)
+    distilled.check(facts.classes, spec.ipc, facts.size).save(context.dir / "distilled.safetensors")
+    return Outcome(cost, upstream=upstream(context), device=device)
+
+
+def make(context: Context, share: Share) -> tuple[DistilledSet, dict[str, Any]]:
+    """Run the method of a synthesis, or of a shard of it.
+
+    Returns:
+        The set, and what it cost.
+
+    Raises:
+        UserError: If the method is of another version than the plan's.
+    """
     spec, facts = context.spec, context.dataset
     cls = get(spec.method)
     if cls.version != spec.version:
@@ -35,17 +56,16 @@ def run(context: Context) -> Outcome:
         compile=spec.compile,
         stack=spec.stack,
         checkpoint=context.checkpoint,
+        share=share,
     )
     with metered(context.device, context.checkpoint) as cost:
         distilled = method.synthesize(job)
-    kept(distilled, spec.method, facts, spec.ipc).save(context.dir / "distilled.safetensors")
     cost |= {
         "image_iterations": int(job.counters.image_iterations),
         "forward_images": int(job.counters.forward_images),
         "images": facts.classes * spec.ipc,
     }
-    upstream: dict[str, Any] = {kind: summed(costs(context.roles(kind))) for kind in ("teacher", "statistics")}
-    return Outcome(cost, upstream={k: v for k, v in upstream.items() if v})
+    return kept(distilled, spec.method, facts, spec.ipc), cost
 
 
 def kept(distilled: object, method: str, facts: Dataset, ipc: int) -> DistilledSet:
@@ -56,3 +76,9 @@ def kept(distilled: object, method: str, facts: Dataset, ipc: int) -> DistilledS
         return distilled.check(facts.classes, ipc, facts.size)
     except DataError as error:
         raise UserError(f"method {method!r}: {error.what}", hint=error.hint) from error
+
+
+def upstream(context: Context) -> dict[str, Any]:
+    """Costs of the teachers and their statistics."""
+    found: dict[str, Any] = {kind: summed(costs(context.roles(kind))) for kind in ("teacher", "statistics")}
+    return {k: v for k, v in found.items() if v}

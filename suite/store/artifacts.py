@@ -10,11 +10,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 import time
 from collections.abc import Collection, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -216,6 +217,10 @@ class Store:
         fsync_dir(home)
         return target
 
+    def discard(self, kind: str, key: str) -> None:
+        """Remove what is published; an interrupted removal leaves what does not verify."""
+        shutil.rmtree(self.home(kind, key) / "out", ignore_errors=True)
+
     def failures(self, kind: str, key: str) -> list[Record]:
         """Records of a stage's attempts that did not publish, oldest first."""
         folder = self.home(kind, key) / "failed"
@@ -262,7 +267,7 @@ def build_manifest(stage: Stage, attempt: str, inputs: dict[str, dict[str, str]]
         (records if name == RECORD else files)[name] = [path.stat().st_size, sha256(path)]
     body = {
         "schema": SCHEMA,
-        **stage.to_json(),
+        **replace(stage, shards=1).to_json(),  # how it was cut is not a property of what it is
         "attempt": attempt,
         "input_digests": {role: i["digest"] for role, i in inputs.items()},
         "files": files,

@@ -1,0 +1,28 @@
+"""`shard`: make a part of a synthesis's images; the synthesis merges the parts."""
+
+from __future__ import annotations
+
+from safetensors.torch import save_file
+
+from suite.errors import UserError
+from suite.learn.share import Share
+from suite.stages.context import Context, Outcome
+from suite.stages.merge import PART
+from suite.stages.synthesis import make, upstream
+
+
+def run(context: Context) -> Outcome:
+    """Write `part.safetensors`.
+
+    Raises:
+        UserError: If the method makes more than its share, or nothing.
+    """
+    spec = context.spec
+    share = Share(spec.index, spec.count)
+    distilled, cost = make(context, share)
+    if share.slots is None or not len(share.slots):
+        raise UserError(f"{spec.method} cannot be cut into {spec.count} shards", hint="launch again, without shards")
+    part = {"slots": share.slots, "images": distilled.images[share.slots]}
+    save_file({name: tensor.contiguous() for name, tensor in part.items()}, context.dir / PART)
+    cost["images"] = len(share.slots)
+    return Outcome(cost, upstream=upstream(context))

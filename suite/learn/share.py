@@ -21,18 +21,21 @@ class Share:
     Attributes:
         index: From 0.
         count: Into how many shares the set is cut.
+        together: Most images of several batches that may be optimised side by side: such batches stay together.
         slots: int64, ascending: positions in the class-major set that this share makes; None before `take`.
     """
 
     index: int = 0
     count: int = 1
+    together: int = 1
     slots: torch.Tensor | None = None
 
     def take(self, partition: Sequence[torch.Tensor]) -> list[int]:
         """Numbers of the batches that this share makes, ascending. The first call decides, later ones follow it.
 
-        Batches are ordered by the position of their first image, and cut into `count` runs of about equally many: what
-        is prepared for a class is prepared by as few shares as can be.
+        Blocks of batches are ordered by the position of their first image, and cut into `count` runs of about equally
+        many: what is prepared for a class is prepared by as few shares as can be. With more shares than blocks, some
+        make nothing.
 
         Args:
             partition: Positions int64 of each batch's images. No image is in two batches.
@@ -43,9 +46,9 @@ class Share:
         if self.count == 1:
             return list(range(len(partition)))
         if self.slots is None:
-            order = sorted(range(len(partition)), key=lambda n: (int(partition[n].min()), n))
+            order = sorted(blocks(partition, self.together), key=lambda block: int(partition[block[0]].min()))
             low, high = (len(order) * i // self.count for i in (self.index, self.index + 1))
-            chosen = sorted(order[low:high])
+            chosen = sorted(n for block in order[low:high] for n in block)
             found = [partition[n] for n in chosen]
             self.slots = torch.cat(found).sort().values if found else torch.empty(0, dtype=torch.int64)
             return chosen
@@ -63,3 +66,15 @@ class Share:
         """
         numbers = self.take(partition)
         return sorted({int(c) for n in numbers for c in (partition[n] // ipc).unique()})
+
+
+def blocks(partition: Sequence[torch.Tensor], images: int) -> list[list[int]]:
+    """Numbers of consecutive, equally large batches of together at most `images` images; a batch alone may have more."""
+    found: list[list[int]] = []
+    for n, slots in enumerate(partition):
+        before = found[-1] if found else []
+        if before and len(partition[before[0]]) == len(slots) and (len(before) + 1) * len(slots) <= images:
+            before.append(n)
+        else:
+            found.append([n])
+    return found

@@ -19,6 +19,7 @@ from suite.learn.handover import Flag, Shelf
 from suite.learn.initial import to_distilled
 from suite.learn.job import Job
 from suite.learn.models import denormalise, normalise, pixel_range
+from suite.learn.share import blocks
 from suite.learn.taps import Taps
 
 __all__ = ["BETAS", "EPS", "LOG_EVERY", "STOP_EVERY", "BatchRun", "Composition", "Critic", "Seen", "Views", "by_class",
@@ -99,30 +100,32 @@ def stacks(composition: Composition, images: int, own: Sequence[int] | None = No
     """Numbers of the batches that are optimised side by side, in order.
 
     They are equally large, their teachers judge the same iterations, and together they hold at most `images`; a batch
-    alone may hold more. Each keeps its own statistics, draws and end, so that stacking changes no objective.
+    alone may hold more. Each keeps its own statistics, draws and end, so that stacking changes no objective. Who makes a
+    part of the set stacks as who makes all of it, since stacking changes roundings.
 
     Args:
         composition: The method.
         images: Most images of several batches.
-        own: Numbers of the batches, ascending; all of the partition by default.
+        own: Numbers of the batches that are wanted, whose neighbours in a stack come along; all by default.
     """
-    plan, numbers = composition, range(len(composition.partition)) if own is None else own
+    plan = composition
     turns: dict[int, list[Any]] = {}
 
     def alike(a: int, b: int) -> bool:
         for n in (a, b):
             if n not in turns:
                 turns[n] = [list(plan.select(n * plan.iterations + t, n)) for t in range(plan.iterations)]
-        return len(plan.partition[a]) == len(plan.partition[b]) and turns[a] == turns[b]
+        return turns[a] == turns[b]
 
-    stack: list[int] = []
-    for n in numbers:
-        fits = stack and not plan.carry and (len(stack) + 1) * len(plan.partition[n]) <= images
-        if stack and not (fits and alike(stack[0], n)):
-            yield stack
-            stack = []
-        stack = [*stack, n]
-    if stack:
+    for block in blocks(plan.partition, 1 if plan.carry else images):
+        if own is not None and not set(own) & set(block):
+            continue
+        stack = block[:1]
+        for n in block[1:]:
+            if not alike(stack[0], n):
+                yield stack
+                stack = []
+            stack = [*stack, n]
         yield stack
 
 

@@ -98,8 +98,8 @@ class SynthesisSpec:
 class ShardSpec(SynthesisSpec):
     """Part `index` (from 0) of `count` of the images of a synthesis."""
 
-    index: int
-    count: int
+    index: int = 0
+    count: int = 1
 
 
 @dataclass(frozen=True, slots=True)

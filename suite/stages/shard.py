@@ -15,12 +15,12 @@ def run(context: Context) -> Outcome:
     """Write `part.safetensors`.
 
     Raises:
-        UserError: If the method makes more than its share, or nothing.
+        UserError: If the method does not ask for its share.
     """
     spec = context.spec
-    share = Share(spec.index, spec.count)
+    share = Share(spec.index, spec.count, getattr(spec, "stack", 1))
     distilled, cost = make(context, share)
-    if share.slots is None or not len(share.slots):
+    if share.slots is None:
         raise UserError(f"{spec.method} cannot be cut into {spec.count} shards", hint="launch again, without shards")
     part = {"slots": share.slots, "images": distilled.images[share.slots]}
     save_file({name: tensor.contiguous() for name, tensor in part.items()}, context.dir / PART)

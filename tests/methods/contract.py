@@ -81,29 +81,31 @@ def check_images(cls: type[Method]) -> None:
     assert job.counters.forward_images >= job.counters.image_iterations
 
 
-def check_shards(cls: type[Method], counts: tuple[int, ...] = (2, 5), ipc: int = 3, **overrides: Any) -> None:
+def check_shards(
+    cls: type[Method], counts: tuple[int, ...] = (2, 5), ipc: int = 3, stack: int = 1, **overrides: Any
+) -> None:
     """Shards hold the images that one process would have made, each of them once, after as many updates."""
     method = short(cls, **overrides)
     parts = method.parts(10, ipc)
     if parts == 1:
         return
-    whole = job_for(cls, ipc=ipc)
+    whole = replace(job_for(cls, ipc=ipc), stack=stack)
     expected = method.synthesize(whole)
     for count in counts:
         images, seen, counters = torch.zeros_like(expected.images), torch.zeros(10 * ipc, dtype=torch.int64), Counters()
         for index in range(count):
-            job = replace(job_for(cls, ipc=ipc), share=Share(index, count))
+            job = replace(job_for(cls, ipc=ipc), stack=stack, share=Share(index, count, stack))
             made = method.synthesize(job)
             slots = job.share.slots
             assert slots is not None, "the method did not ask for its share"
-            assert len(slots) > 0 or count > parts, "fewer parts than the method says"
+            assert len(slots) > 0 or count > parts or stack > 1, "fewer parts than the method says"
             images[slots] = made.images[slots]
             seen[slots] += 1
             counters.image_iterations += job.counters.image_iterations
             counters.forward_images += job.counters.forward_images
         assert bool((seen == 1).all()), "every image is in exactly one shard"
         assert torch.equal(images, expected.images)
-        assert counters.image_iterations == whole.counters.image_iterations
+        assert counters.image_iterations == whole.counters.image_iterations or stack > 1
         # What is prepared for a class that lies in several shards is prepared by each of them.
         assert counters.forward_images >= whole.counters.forward_images
 

@@ -44,10 +44,14 @@ def test_shards_make_what_one_process_makes(name: str) -> None:
         ("e2d", {"batch": 4, "branch": "cda"}),
         ("e2d", {"batch": 7, "start": "mosaic"}),
         ("e2d_adaptive", {"batch": 4, "continuous": False}),
+        ("sre2l", {"batch": 3, "stack": 6}),
+        ("delt", {"batch": 2, "stack": 4}),
+        ("cvdd", {"batch": 2, "stack": 6}),
     ],
 )
 def test_variants_of_methods_are_cut_too(name: str, overrides: dict[str, object]) -> None:
-    assert contract.short(get(name), **overrides).parts(10, 3) >= 5
+    own = {k: v for k, v in overrides.items() if k != "stack"}
+    assert contract.short(get(name), **own).parts(10, 3) >= 5
     contract.check_shards(get(name), (5,), **overrides)
 
 

@@ -138,7 +138,7 @@ def _newest(runs: Sequence[Run], nodes: Collection[Node] | Mapping[Node, Stage])
     """The newest task of each stage."""
     found: dict[Node, tuple[Run, Array, int]] = {}
     for run in runs:
-        for array in run.arrays:
+        for array in reversed(run.arrays):
             for index, pack in enumerate(array.packs):
                 for i in pack:
                     if run.keys[i] in nodes:

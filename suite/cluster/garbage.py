@@ -21,6 +21,7 @@ from suite.cluster.runs import load_run
 from suite.cluster.states import attempt_host
 from suite.spec.stages import KINDS
 from suite.store import Store
+from suite.store.files import read_json
 
 Node = tuple[str, str]
 #: Categories in the order in which they are shown, and what each holds.
@@ -31,7 +32,7 @@ WHAT = {
     "checkpoint": "checkpoints of stages that are published, or that no grid references",
     "temporary": "half-written files of killed processes",
     "run": "what launches wrote down and tasks printed, of runs that are over",
-    "artifact": "published artifacts that no grid references (with --unreferenced)",
+    "artifact": "published artifacts that no grid references (with --unreferenced), and shards that are merged",
 }
 _PARTS = {"out": "artifact", "attempts": "attempt", "failed": "failed", "quarantine": "quarantine",
           "checkpoints": "checkpoint"}  # fmt: skip
@@ -107,8 +108,11 @@ class Surveyor:
         return self.survey
 
     def _home(self, kind: str, home: Path) -> None:
-        node, published = (kind, home.name), (home / "out").is_dir()
-        referenced = self.references is None or node in self.references
+        whole = _synthesis_of(home) if kind == "shard" else None
+        node, published = whole or (kind, home.name), (home / "out").is_dir()
+        merged = whole is not None and (self.store.home(*whole) / "out").is_dir()
+        known = kind != "shard" or whole is not None
+        referenced = self.references is None or node in self.references or not known
         free = "no grid references its stage" if not referenced else "its stage is published" if published else ""
         self.survey.counts[kind] += published
 
@@ -122,7 +126,9 @@ class Surveyor:
             self.survey.usage[kind, part] += tree(path)[0]
             match part:
                 case "artifact":
-                    if self.unreferenced and not referenced:
+                    if merged:
+                        self._offer(part, path, "its synthesis is published", lambda: True, node)
+                    elif self.unreferenced and not referenced:
                         self._offer(part, path, "no grid references it", lambda: True, node)
                 case "checkpoint":
                     self._offer(part, path, free, still, node)
@@ -178,6 +184,14 @@ class Surveyor:
             self.survey.kept[what, "changed too recently"] += 1
         else:
             self.survey.items.append(Item(what, path, size, why, lambda: still() and tree(path)[1] == changed))
+
+
+def _synthesis_of(shard: Path) -> Node | None:
+    """What a shard is a part of, from its manifest; None before it is published."""
+    try:
+        return "synthesis", read_json(shard / "out" / "manifest.json")["of"]
+    except (OSError, ValueError, KeyError):
+        return None
 
 
 def _homes(kind: Path) -> Iterator[Path]:

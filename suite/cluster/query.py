@@ -160,7 +160,7 @@ def in_flight(runs: Iterable[Run], tasks: Sequence[Task]) -> dict[tuple[str, str
         by_name.setdefault(task.name, []).append(task)
     found: dict[tuple[str, str], Task] = {}
     for run in runs:
-        for array in run.arrays:
+        for array in reversed(run.arrays):  # a synthesis is there when its merge is through, not its shards
             for task in by_name.get(array.name, ()):
                 if task.index < len(array.packs):
                     for i in array.packs[task.index]:

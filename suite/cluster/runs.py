@@ -56,7 +56,7 @@ class Run:
         path: Its directory.
         cluster: `local` or `slurm`.
         arrays: What was submitted, in order.
-        keys: (kind, key) of its stages, by position.
+        keys: (kind, key) of its stages, by position; of a shard, those of its synthesis.
     """
 
     path: Path
@@ -82,7 +82,7 @@ class Run:
     def inputs(self) -> dict[tuple[str, str], dict[str, str]]:
         """Roles and keys of what each stage reads, by (kind, key)."""
         with (self.path / "stages.jsonl").open(encoding="utf-8") as lines:
-            return {(s["kind"], s["key"]): s["inputs"] for s in map(json.loads, lines)}
+            return {_node(s): s["inputs"] for s in map(json.loads, lines)}
 
     def save(self) -> None:
         """Write `jobs.json`, durably: before every submission and after it."""
@@ -123,7 +123,7 @@ def create_run(store: Store, name: str, stages: list[Stage], profile: Profile) -
         profile: The place.
     """
     run = Run((store.root / "runs" / name / new_run_id()).absolute(), profile.cluster)
-    run.keys = [(s.kind, s.key) for s in stages]
+    run.keys = [(whole.kind, whole.key) for whole in (s.whole() for s in stages)]
     run.logs.mkdir(parents=True)
     write_json(run.path / "settings.json", profile.settings(store.root.absolute()))
     lines = "".join(json.dumps(s.to_json(), sort_keys=True, allow_nan=False) + "\n" for s in stages)
@@ -146,7 +146,12 @@ def _keys(path: Path) -> list[tuple[str, str]]:
         return [(kind, key) for kind, _, key in words]
     except FileNotFoundError:
         with (path / "stages.jsonl").open(encoding="utf-8") as lines:
-            return [(s["kind"], s["key"]) for s in map(json.loads, lines)]
+            return [_node(s) for s in map(json.loads, lines)]
+
+
+def _node(stage: dict[str, Any]) -> tuple[str, str]:
+    """What a line of `stages.jsonl` brings about: a shard, its synthesis."""
+    return ("synthesis", stage["of"]) if "of" in stage else (stage["kind"], stage["key"])
 
 
 def load_run(path: Path) -> Run | None:

@@ -69,7 +69,7 @@ class Share:
 
 
 def blocks(partition: Sequence[torch.Tensor], images: int) -> list[list[int]]:
-    """Numbers of consecutive, equally large batches of together at most `images` images; a batch alone may have more."""
+    """Numbers of consecutive, equally large batches of together at most `images` images; one alone may have more."""
     found: list[list[int]] = []
     for n, slots in enumerate(partition):
         before = found[-1] if found else []

@@ -100,8 +100,8 @@ def stacks(composition: Composition, images: int, own: Sequence[int] | None = No
     """Numbers of the batches that are optimised side by side, in order.
 
     They are equally large, their teachers judge the same iterations, and together they hold at most `images`; a batch
-    alone may hold more. Each keeps its own statistics, draws and end, so that stacking changes no objective. Who makes a
-    part of the set stacks as who makes all of it, since stacking changes roundings.
+    alone may hold more. Each keeps its own statistics, draws and end, so that stacking changes no objective. It
+    changes roundings, so that who makes a part of the set stacks as who makes all of it.
 
     Args:
         composition: The method.

@@ -210,6 +210,8 @@ class Stage:
     def to_json(self) -> dict[str, Any]:
         """The stage as JSON types."""
         own = {"kind": self.kind, "key": self.key, "spec": plain(self.spec), "inputs": self.inputs}
+        if self.kind == "shard":
+            return own | {"of": self.whole().key}
         return own if self.shards == 1 else own | {"shards": self.shards}
 
 

@@ -31,13 +31,10 @@ from suite.spec.keys import plain
 from suite.spec.stages import Stage, stage_from_json
 from suite.store import Artifact, Attempt, Record, Store
 from suite.store.artifacts import Corrupt
-from suite.store.attempts import Blocked, is_current, open_inputs
+from suite.store.attempts import Blocked, is_current, open_inputs, patience
 from suite.store.checkpoints import checkpoint_folder, discard_checkpoints
 from suite.store.files import read_json, share_with_group
 from suite.store.retries import CUTTABLE, decide
-
-#: How long another node's artifact may stay invisible on a network file system.
-LATE_SECONDS = 60.0
 
 if TYPE_CHECKING:
     from suite.learn.checkpoint import Checkpoint
@@ -141,7 +138,7 @@ def _attempt(stage: Stage, store: Store, settings: Settings, micro_batches: int,
         from suite.stages.devices import usable_device
 
         device = usable_device(settings.device)
-        inputs = open_inputs(store, stage, LATE_SECONDS if os.environ.get("SLURM_JOB_ID") else 0.0)
+        inputs = open_inputs(store, stage, patience())
         if _finished(stage, store, inputs):
             _say("  already published")
             discard_checkpoints(store, stage)

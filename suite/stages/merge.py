@@ -13,7 +13,7 @@ from suite.spec.stages import Stage
 from suite.stages.context import Context, summed
 from suite.store import Artifact, Store
 from suite.store.artifacts import Corrupt
-from suite.store.attempts import is_current
+from suite.store.attempts import await_published, is_current, patience
 
 #: What a shard writes: int64 `slots` [n], ascending, and uint8 `images` [n, 3, S, S] in these places of the set.
 PART = "part.safetensors"
@@ -61,6 +61,7 @@ def _opened(store: Store, shard: Stage, inputs: dict[str, Artifact]) -> Artifact
         SuiteError: Of the kind of the shard's last failure, if it has one.
         InfraError: If it was never made, or must be made again.
     """
+    await_published(store, shard.kind, shard.key, patience())
     try:
         artifact = store.open(shard.kind, shard.key)
         why = "stale"

@@ -18,6 +18,9 @@ from suite.store.artifacts import MANIFEST, RECORD, Artifact, Corrupt, Store, bu
 from suite.store.files import fingerprint, fsync_dir, fsync_file, write_json
 from suite.store.records import Record
 
+#: How long another node's artifact may stay invisible on a network file system.
+LATE_SECONDS = 60.0
+
 
 class Attempt:
     """A working directory for one try at a stage. Use as a context manager; call `publish` at the end.
@@ -168,7 +171,7 @@ def open_inputs(store: Store, stage: Stage, patience: float = 0.0) -> dict[str, 
     for role, key in stage.inputs.items():
         kind = input_kind(role)
         if patience:
-            _await(store, kind, key, patience)
+            await_published(store, kind, key, patience)
         try:
             opened[role] = store.open(kind, key)
         except Corrupt as error:
@@ -178,7 +181,12 @@ def open_inputs(store: Store, stage: Stage, patience: float = 0.0) -> dict[str, 
     return opened
 
 
-def _await(store: Store, kind: str, key: str, patience: float) -> None:
+def patience() -> float:
+    """Seconds to wait for what another node has published: in Slurm; elsewhere everything is on this machine."""
+    return LATE_SECONDS if os.environ.get("SLURM_JOB_ID") else 0.0
+
+
+def await_published(store: Store, kind: str, key: str, patience: float) -> None:
     """Wait until an artifact shows, or its failure does, or patience is over."""
     home, pause = store.home(kind, key), 0.1
     deadline = time.monotonic() + patience

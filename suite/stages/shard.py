@@ -18,7 +18,7 @@ def run(context: Context) -> Outcome:
         UserError: If the method does not ask for its share.
     """
     spec = context.spec
-    share = Share(spec.index, spec.count, getattr(spec, "stack", 1))
+    share = Share(spec.index, spec.count, spec.stack)
     distilled, cost = make(context, share)
     if share.slots is None:
         raise UserError(f"{spec.method} cannot be cut into {spec.count} shards", hint="launch again, without shards")

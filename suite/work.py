@@ -269,9 +269,8 @@ def _record_failure(stage: Stage, store: Store, inputs: dict[str, Artifact], err
     if isinstance(error, Blocked):
         record.failure["stage"] = error.stage
     record.cost = peak_memory()
-    record.node, record.job = error.place
     try:
-        Attempt(store, stage, inputs).fail(record)
+        Attempt(store, stage, inputs).fail(record, error.place if any(error.place) else None)
     except InfraError as lost:  # the disk that failed the stage takes no record either; the log has both
         _complain(f"no record: {lost.line()}")
     _complain(f"{status} ({error.kind}): {error.line()}")

@@ -135,8 +135,7 @@ def test_a_merge_fails_as_its_shard_did(inputs: tuple[Plan, Store, Store]) -> No
     *shards, merge = cut([stage], LOCAL, store, 2).stages
     lost = record(shards[1], "diverged")
     lost.failure = {"kind": "numeric", "message": "loss is not finite"}
-    lost.node, lost.job = "node7", "31_4"
-    Attempt(store, shards[1], {}).fail(lost)
+    Attempt(store, shards[1], {}).fail(lost, ("node7", "31_4"))
     assert run_stages(plan, store, [shards[0], merge]) == 1
     (failed,) = store.failures(stage.kind, stage.key)
     assert (failed.status, failed.failure_kind, failed.node, failed.job) == ("diverged", "numeric", "node7", "31_4")

@@ -15,7 +15,7 @@ import json
 import re
 import secrets
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -86,7 +86,7 @@ class Run:
 
     def save(self) -> None:
         """Write `jobs.json`, durably: before every submission and after it."""
-        body = {"schema": 1, "run": self.id, "cluster": self.cluster, "arrays": [asdict(a) for a in self.arrays]}
+        body = {"schema": 1, "run": self.id, "cluster": self.cluster, "arrays": [vars(a) for a in self.arrays]}
         write_bytes(self.path / "jobs.json", (json.dumps(body, sort_keys=True) + "\n").encode())
 
     def adopt(self, jobs: Mapping[str, str]) -> int:

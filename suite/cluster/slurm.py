@@ -131,7 +131,9 @@ class _Submission:
     def _array(self, number: int, draft: Draft, indices: list[int], followed: str | None) -> None:
         kind = draft.wave.kind
         name = f"suite-{self.run.id}-{len(self.run.arrays):02d}-{kind}"
-        packs = [list(draft.packs[i]) if i in set(indices) else [] for i in range(max(indices) + 1)]
+        packs: list[list[int]] = [[] for _ in range(max(indices) + 1)]
+        for i in indices:
+            packs[i] = list(draft.packs[i])
         folder = self.run.logs / name
         folder.mkdir(exist_ok=True)
         write_packs(folder, self.run.path, packs, draft.wave.resources.time or _UNLIMITED_MINUTES, REQUEUES)

@@ -220,6 +220,7 @@ def test_ten_thousand_cells_are_at_most_25_submissions(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("long", [False, True], ids=["short stages", "long stages"])
 def test_a_hundred_thousand_stages_are_at_most_100_submissions_and_5_queries(tmp_path: Path, long: bool) -> None:
     site = alone(tmp_path, 1001, seeds=500, ipc=100, long=long)

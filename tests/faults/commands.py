@@ -18,21 +18,24 @@ class Commands:
     Attributes:
         folder: Holds the scripts.
         alone: Whether there is nothing behind them: a site that exists in these scripts only.
+        real: The commands behind them.
     """
 
     folder: Path
     alone: bool = False
-    names: list[str] = field(default_factory=list)
+    real: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True)
+        # Before these scripts stand in front of them.
+        self.real = {name: path for name in NAMES if not self.alone and (path := shutil.which(name))}
         for name in NAMES:
-            if self.alone or shutil.which(name):
+            if self.alone or name in self.real:
                 self.fault(name, "exit 1" if self.alone else "")
 
     def fault(self, name: str, code: str) -> None:
         """Let a command run shell code first: `$n` is the number of this call, `real` runs the real command."""
-        real = f"{shlex.quote(shutil.which(name) or '/bin/false')}"
+        real = shlex.quote(self.real.get(name, "/bin/false"))
         log = shlex.quote(str(self.folder / f"{name}.calls"))
         text = f"""#!/bin/bash
 exec 8>>{log}.lock; flock 8

@@ -1,6 +1,6 @@
 """Turn rows into leaderboards: tables on the terminal, and files under reports/.
 
-    python -m suite.report [GRID] [--variant NAME] [--store DIR] [--out DIR] [--published FILE]
+    python -m suite.report [GRID] [--variant NAME] [--store DIR] [--out DIR] [--published FILE] [--gallery WHAT]
     python -m suite.report --demo
     python -m suite.report [GRID] --against REV|DIR
     python -m suite.report --rows FILE
@@ -28,6 +28,7 @@ from suite.store import Store
 from suite.store.files import sha256
 
 if TYPE_CHECKING:
+    from suite.leaderboard.gallery import Gallery
     from suite.leaderboard.rows import Rows
     from suite.leaderboard.tables import Table
 
@@ -71,12 +72,24 @@ def _make(arguments: argparse.Namespace, selection: Selection, folder: Path) -> 
         history.insert(0, since(arguments.against, rows, store, selection.plan))
     tables = make(rows, beside(rows, arguments.published, arguments.diversity, arguments.grid), history)
     text = _text(tables, rows)
-    stamp(folder, selection.state, write(folder, name, rows, tables, text))
+    pictures = _pictures(rows, selection.store, arguments.gallery)
+    stamp(folder, selection.state, write(folder, name, rows, tables, text, selection.store, pictures))
     return text
 
 
-def write(folder: Path, name: str, rows: Rows, tables: list[Table], text: str) -> list[str]:
+def _pictures(rows: Rows, store: Store, choice: str) -> Gallery | None:
+    from suite.data.examples import examples
+    from suite.leaderboard.gallery import gallery
+
+    return gallery(rows, store, choice, examples)
+
+
+def write(
+    folder: Path, name: str, rows: Rows, tables: list[Table], text: str, store: Store, gallery: Gallery | None
+) -> list[str]:
     """Write all files of a report; everything is rendered before the first file is replaced.
+
+    Files of single rows and pictures that an earlier report has left, and that this one does not have, are removed.
 
     Returns:
         Their names.
@@ -86,16 +99,19 @@ def write(folder: Path, name: str, rows: Rows, tables: list[Table], text: str) -
     """
     from suite.leaderboard.figures import figure_files
     from suite.leaderboard.files import table_files
-    from suite.leaderboard.page import page
-    from suite.leaderboard.plots import overview, pictures
+    from suite.leaderboard.page import FOLDERS, site
+    from suite.leaderboard.plots import overview
     from suite.store.files import write_bytes
 
     files = table_files(name, rows, tables) | figure_files(tables)
     files[TEXT] = text.encode()
     files["overview.png"] = overview(tables[0], rows, name)
-    files["index.html"] = page(name, rows, tables, pictures(rows)).encode()
+    files |= site(name, rows, tables, store=store, gallery=gallery, files=list(files))
     for file, data in files.items():
         write_bytes(folder / file, data)
+    for old in (p for part in FOLDERS for p in (folder / part).glob("*")):
+        if f"{old.parent.name}/{old.name}" not in files:
+            old.unlink()
     return list(files)
 
 
@@ -115,6 +131,13 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--against", metavar="REV|DIR", help="what changed since another state")
     parser.add_argument("--rows", type=Path, metavar="FILE", help="rows of a report instead of a store's")
     parser.add_argument("--demo", action="store_true", help="of what `make demo` has run")
+    parser.add_argument(
+        "--gallery",
+        choices=("open", "distilled", "real", "none"),
+        default="open",
+        help="pictures on the page: open, of datasets whose terms let them be passed on; distilled, of all datasets; "
+        "real, with real images of all datasets beside them; default: %(default)s",
+    )
     arguments = parser.parse_args(argv)
     if arguments.demo:
         if arguments.grid or arguments.variant:
@@ -159,6 +182,7 @@ class Selection:
 def _select(arguments: argparse.Namespace) -> Selection:
     plan = load_plan(arguments.grid, variant=arguments.variant) if arguments.grid else None
     papers = [sha256(p) for p in [arguments.published, *arguments.diversity] if p]
+    papers.append(arguments.gallery)
     store = Store(arguments.store)
     papers.append(str(arguments.against))
     if arguments.rows:

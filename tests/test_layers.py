@@ -36,7 +36,7 @@ ALLOWED: dict[str, set[str]] = {
     "nightly": {"nights", "cluster", "grid", "store"},
     "clean": {"cluster", "grid", "store"},
     "comparisons": {"leaderboard", "nights", "grid", "store"},
-    "report": {"comparisons", "leaderboard", "nights", "grid", "store"},
+    "report": {"comparisons", "leaderboard", "nights", "grid", "store", "data"},
     "prepare": {"data", "stages", "store"},
     "bench": {"benchmarks"},
 }

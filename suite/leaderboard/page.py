@@ -1,9 +1,15 @@
-"""One HTML page that holds everything: tables, figures, holes and provenance. It needs no network and no other file."""
+"""The page: one HTML file with everything that its tables and plots need, and side files that it loads when asked.
+
+It opens from disk, needs no network and no build step, and allows itself nothing else: its content security policy
+names the digests of its one script and its one style sheet.
+"""
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,26 +17,22 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from suite.leaderboard.formats import clean, legend, remarks, shown, sort_value
-from suite.leaderboard.plots import Picture
+from suite.leaderboard.details import index, side_files
+from suite.leaderboard.embed import embed, facets, script_json
+from suite.leaderboard.formats import clean, legend, remarks
+from suite.leaderboard.gallery import Gallery
+from suite.leaderboard.points import points
 from suite.leaderboard.rows import GROUP, Rows
-from suite.leaderboard.statistics import plain_records
 from suite.leaderboard.tables import Table
+from suite.store import Store
 
-#: Single rows that a page lists; more make it slow to open.
-MAX_ROWS = 5000
 _TEMPLATES = Path(__file__).resolve().parent / "templates"
-#: Columns of the table of single rows: name, heading, whether numbers.
-_ROW_COLUMNS = (
-    ("key", "Key", False), ("method", "Method", False), ("dataset", "Dataset", False), ("ipc", "IPC", True),
-    ("teacher", "Teacher", False), ("student", "Student", False), ("protocol", "Protocol", False),
-    ("seed", "Seed", True), ("accuracy_last", "Last %", True), ("accuracy_best", "Best %", True),
-    ("best_epoch", "at epoch", True), ("epochs", "Epochs", True), ("steps", "Steps", True), ("labels", "Labels", False),
-    ("loader", "Loader", False), ("precision", "Precision", False), ("evaluation_device", "Device", False),
-    ("evaluation_seconds", "Evaluation s", True), ("synthesis_key", "Synthesis key", False),
-    ("commit", "Commit", False),
-    ("dirty", "Uncommitted", False), ("setting", "Setting", False),
-)  # fmt: skip
+#: Parts of the page's script, in the order in which they need each other.
+_SCRIPTS = ("state.js", "tables.js", "plots.js", "gallery.js", "cell.js", "main.js")
+#: Folders beside the page.
+FOLDERS = ("rows", "gallery")
+#: Headings of the page's sections, in order.
+SECTIONS = {"boards": "Leaderboards", "crossings": "Crossings", "papers": "Papers", "history": "History"}
 
 
 @cache
@@ -44,60 +46,102 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.globals.update(legend=legend, shown=shown, sort_value=sort_value)
+    environment.globals.update(legend=legend)
     environment.filters["clean"] = clean
     return environment
 
 
-def page(name: str, rows: Rows, tables: list[Table], figures: list[Picture]) -> str:
-    """The page.
+def site(
+    name: str,
+    rows: Rows,
+    tables: Sequence[Table],
+    *,
+    store: Store | None = None,
+    gallery: Gallery | None = None,
+    files: Iterable[str] = (),
+) -> dict[str, bytes]:
+    """The page and its side files, by name.
 
     Args:
-        name: Name of the grid.
+        name: Of the grid.
         rows: What the tables were made from.
-        tables: The leaderboards.
-        figures: Their figures; the SVG text is trusted, since `plots` escapes what comes from records.
+        tables: The tables, in order.
+        store: Where records and logs of single rows lie.
+        gallery: Pictures; without them the page has no gallery.
+        files: Other files of the report, which the page links to.
     """
-    beside = {"accuracy": ["accuracy_ipc"], "synthesis_time": ["accuracy_synthesis"], "storage": ["accuracy_storage"]}
-    sections = [(t, [(f, Markup(f.svg)) for f in figures if f.slug in beside.get(t.slug, [])]) for t in tables]
+    made = {**side_files(rows, store), **(gallery.files if gallery else {})}
+    return {"index.html": page(name, rows, tables, gallery, files).encode(), **made}
+
+
+def page(
+    name: str, rows: Rows, tables: Sequence[Table], gallery: Gallery | None = None, files: Iterable[str] = ()
+) -> str:
+    """The page itself; arguments as for `site`."""
+    names = sorted(files)
+    data = {
+        "tables": [embed(t) for t in tables],
+        "facets": facets(rows),
+        "points": points(rows),
+        **index(rows),
+        "gallery": gallery.body if gallery else None,
+    }
+    style = _file("page.css")
+    script = '"use strict";\n{\n' + "\n".join(_file(s) for s in _SCRIPTS) + "}\n"
     return (
         _environment()
         .get_template("page.html.j2")
         .render(
             name=clean(name),
-            sections=sections,
+            sections=[(SECTIONS[s], [t for t in tables if t.section == s]) for s in SECTIONS],
+            tables=tables,
+            downloads={t.slug: [f for f in names if f.rpartition("/")[2].startswith(f"{t.slug}.")] for t in tables},
+            files=names,
+            gallery=gallery,
             facts=facts(rows),
             remarks=remarks(rows),
             summary=provenance(rows),
-            row_columns=_ROW_COLUMNS,
-            rows=_rows(rows),
-            total=len(rows.frame),
+            data=script_json(data),
+            style=Markup(style),
+            style_hash=_digest(style),
+            script=Markup(script),
+            script_hash=_digest(script),
         )
     )
+
+
+def _file(name: str) -> str:
+    return (_TEMPLATES / name).read_text(encoding="utf-8")
+
+
+def _digest(text: str) -> str:
+    """What a content security policy calls a text by."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
 
 
 def facts(rows: Rows) -> list[tuple[str, str]]:
     """The numbers at the head of the page: (label, value)."""
     f = rows.frame
-    found = [
-        ("methods", str(f["method"].nunique())),
-        ("datasets", str(f["dataset"].nunique())),
-        ("cells", str(len(f[list(GROUP)].drop_duplicates()))),
-        ("rows", str(len(f))),
-        ("holes", str(len(rows.holes))),
+    found: list[tuple[str, int]] = [
+        ("methods", f["method"].nunique()),
+        ("datasets", f["dataset"].nunique()),
+        ("cells", len(f[list(GROUP)].drop_duplicates())),
+        ("rows", len(f)),
+        ("holes", len(rows.holes)),
     ]
     if rows.refused:
-        found.append(("refused", str(len(rows.refused))))
+        found.append(("refused", len(rows.refused)))
     if uncommitted := int((f["dirty"].fillna("") != "").sum()):
-        found.append(("rows from uncommitted code", str(uncommitted)))
-    return found
+        found.append(("rows from uncommitted code", uncommitted))
+    return [(label, f"{count:,}") for label, count in found]
 
 
 def provenance(rows: Rows) -> list[tuple[str, list[tuple[str, int]]]]:
     """Where the rows come from: (what, [(value, number of rows)])."""
     f = rows.frame
-    commit = [c if not d else f"{c} + uncommitted {d}" for c, d in zip(f["commit"], f["dirty"], strict=True)]
-    named: list[tuple[str, Iterable[Any]]] = [
+    changed = " + uncommitted " + f["dirty"].fillna("")
+    commit = f["commit"].where(f["dirty"].fillna("") == "", f["commit"] + changed)
+    named: list[tuple[str, Any]] = [
         ("Code commit", commit),
         ("Evaluation device", f["evaluation_device"]),
         ("Synthesis device", f["device"].dropna()),
@@ -105,22 +149,5 @@ def provenance(rows: Rows) -> list[tuple[str, list[tuple[str, int]]]]:
         ("Precision", f["precision"]),
         ("Versions", f["versions"]),
     ]
-    counted = [(what, sorted(Counter(clean(v) for v in values).items())) for what, values in named]
+    counted = [(what, sorted((clean(v), n) for v, n in Counter(values).items())) for what, values in named]
     return [(what, values) for what, values in counted if values]
-
-
-def _rows(rows: Rows) -> list[list[tuple[str, str]]]:
-    """Single rows as (shown, sort value)."""
-    lines = []
-    for r in plain_records(rows.frame.head(MAX_ROWS)):
-        line = []
-        for name, _, numeric in _ROW_COLUMNS:
-            v = r[name]
-            text = "-" if v is None or v == "" else _float(name, v) if isinstance(v, float) else clean(v)
-            line.append((text[:12] if name == "commit" else text, "" if v is None else str(v) if numeric else clean(v)))
-        lines.append(line)
-    return lines
-
-
-def _float(name: str, value: float) -> str:
-    return f"{value:.4g}" if name.endswith(("epoch", "epochs")) else f"{value:.2f}"

@@ -70,7 +70,7 @@ class Look:
 
 def pictures(rows: Rows) -> list[Picture]:
     """The three figures of a page; empty where there is nothing to draw."""
-    points = _points(rows)
+    points = named_points(rows)
     if not points:
         return []
     look = Look.of([p["series"] for p in points])
@@ -90,7 +90,7 @@ def pictures(rows: Rows) -> list[Picture]:
 
 def overview(table: Table, rows: Rows, name: str, limit: int = 13) -> bytes:
     """One PNG for a README: the largest panel of the accuracy leaderboard, as a table and as a plot."""
-    points = _points(rows)
+    points = named_points(rows)
     with _theme("#1a1d21", "#d5d9de"):
         figure = Figure(figsize=(12, 4.8), dpi=110, facecolor="white")
         FigureCanvasAgg(figure)
@@ -113,10 +113,12 @@ def overview(table: Table, rows: Rows, name: str, limit: int = 13) -> bytes:
     return out.getvalue()
 
 
-def _points(rows: Rows) -> list[dict[str, Any]]:
-    """Groups that have a number, with the name of their series."""
-    points = [p for p in plain_records(groups(rows)) if p["n"]]
-    several = len({p["teacher"] for p in points}) > 1
+def named_points(rows: Rows, limit: int | None = None) -> list[dict[str, Any]]:
+    """Groups that have a number, with the name of their series; the first ones, if there is a limit."""
+    found = groups(rows)
+    found = found[found["n"] > 0]
+    several = found["teacher"].nunique() > 1
+    points = plain_records(found.head(len(found) if limit is None else limit))
     for p in points:
         parts = [
             p["method"],

@@ -55,6 +55,11 @@ class Dataset:
         """Side R of the prepared squares: S, or S // 7 * 8 from 96 pixels up, as papers resize at validation."""
         return self.size if self.size < 96 else self.size // 7 * 8
 
+    @property
+    def shareable(self) -> bool:
+        """Whether its terms let anyone pass its images on."""
+        return self.licence.startswith("CC BY")
+
 
 def _entry(
     name: str,

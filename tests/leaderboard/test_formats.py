@@ -10,7 +10,6 @@ import io
 import os
 import re
 import xml.etree.ElementTree as ET
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -20,7 +19,6 @@ from rich.console import Console
 
 from suite.leaderboard.boards import leaderboards
 from suite.leaderboard.formats import clean, csv_text, duration, markdown_text, size, to_csv, to_markdown, to_terminal
-from suite.leaderboard.page import page
 from suite.leaderboard.plots import COLOURS, Look, overview, pictures
 from suite.leaderboard.rows import Refusal, Rows, collect
 from tests.leaderboard.factory import METHODS, failed, grid, record, stages
@@ -46,12 +44,11 @@ def sample() -> Rows:
 
 
 def rendered(rows: Rows) -> dict[str, str]:
-    """All text formats. The golden page is without figures: their bytes are matplotlib's, not ours."""
+    """All text formats; the page has tests of its own."""
     tables = leaderboards(rows)
     files = {}
     for t in tables:
         files[f"{t.slug}.csv"], files[f"{t.slug}.md"] = to_csv(t), to_markdown(t, rows, "sample")
-    files["index.html"] = page("sample", rows, tables, [])
     files["terminal.txt"] = terminal(rows)
     return files
 
@@ -160,30 +157,6 @@ def hostile_rows() -> Rows:
     return collect([bad], failures=[broken], refused=[Refusal("k", HOSTILE, HOSTILE)], excluded=[(1, HOSTILE)])
 
 
-class Tags(HTMLParser):
-    """Collects element names and event attributes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-        self.attributes: list[tuple[str, str | None]] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.names.append(tag)
-        self.attributes += attrs
-
-
-def test_hostile_text_is_inert_in_html() -> None:
-    rows = hostile_rows()
-    text = page(HOSTILE, rows, leaderboards(rows), pictures(rows))
-    tags = Tags()
-    tags.feed(text)
-    assert tags.names.count("script") == 1
-    assert not any(name.startswith("on") for name, _ in tags.attributes)
-    assert not any("javascript:" in (v or "") for n, v in tags.attributes if n in ("href", "src"))
-    assert "\x1b" not in text and "\u202e" not in text
-
-
 def test_hostile_text_is_inert_in_figures() -> None:
     drawn = pictures(hostile_rows())
     assert len(drawn) == 3
@@ -271,44 +244,12 @@ def test_teachers_are_never_joined_into_one_line() -> None:
     assert "rded by resnet50" in pictures(collect([record(), other]))[0].svg
 
 
-def test_the_page_lists_a_bounded_number_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("suite.leaderboard.page.MAX_ROWS", 5)
-    rows = collect(grid())
-    text = page("x", rows, leaderboards(rows), [])
-    assert "The first 5 of 20 rows" in text
-    monkeypatch.undo()
-    assert "All 20 rows" in page("x", rows, leaderboards(rows), [])
-
-
 def test_a_method_looks_the_same_in_every_figure() -> None:
     look = Look.of(["b", "a", "c"] * 3)
     assert look.colours == {"a": COLOURS[0], "b": COLOURS[1], "c": COLOURS[2]}
     drawn = pictures(sample())
     for name, colour in Look.of(list(METHODS)).colours.items():
         assert all(colour in p.svg for p in drawn), name
-
-
-def test_the_page_needs_nothing_else() -> None:
-    rows = sample()
-    text = page("sample", rows, leaderboards(rows), pictures(rows))
-    links = [v for n, v in _attributes(text) if n in ("href", "src", "xlink:href", "action") and v]
-    assert links and all(v.startswith(("#", "data:")) for v in links)
-    assert "@import" not in text and not re.search(r"url\((?!#)", text)
-
-
-def test_ids_on_the_page_are_unique_and_links_have_a_target() -> None:
-    rows = sample()
-    attributes = _attributes(page("sample", rows, leaderboards(rows), pictures(rows)))
-    ids = [v for n, v in attributes if n == "id"]
-    assert len(ids) == len(set(ids))
-    targets = {v[1:] for n, v in attributes if n in ("href", "xlink:href") and v and v.startswith("#")}
-    assert targets <= set(ids)
-
-
-def _attributes(text: str) -> list[tuple[str, str | None]]:
-    tags = Tags()
-    tags.feed(text)
-    return tags.attributes
 
 
 def test_wide_intervals_do_not_squeeze_the_figure() -> None:

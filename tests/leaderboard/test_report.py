@@ -95,7 +95,8 @@ def test_a_report_through_a_real_store(grid: Path, store: Store, tmp_path: Path)
     figures = [f"figures/accuracy_{x}.{kind}" for x in ("ipc", "time", "bytes") for kind in ("pdf", "svg", "png")]
     assert set(files(out / "small")) == {
         *(name for t in tables for name in (f"{t}.csv", f"{t}.md", f"latex/{t}.tex", f"parquet/{t}.parquet")), *figures,
-        "parquet/rows.parquet", "report.json", "index.html", "overview.png", "leaderboards.txt", "stamp.json",
+        "parquet/rows.parquet", "report.json", "index.html", "rows/000.js", "overview.png", "leaderboards.txt",
+        "stamp.json",
     }  # fmt: skip
     assert done.stdout.rstrip().endswith(f"page: {out / 'small' / 'index.html'}")
     assert max(map(len, done.stdout.splitlines()[:-1])) <= 100

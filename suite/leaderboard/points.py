@@ -1,0 +1,30 @@
+"""Points of the page's plots: one a group of seeds with a number, with the look that it has in every figure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from suite.leaderboard.embed import records
+from suite.leaderboard.plots import MARKERS, Look, named_points
+from suite.leaderboard.rows import CELL, Rows
+from suite.leaderboard.tables import Column
+
+#: Points that the page holds; the tables' files have all.
+MAX_POINTS = 5000
+_COLUMNS = [
+    *(Column(name, name, "count" if name == "ipc" else "text", identity=True) for name in CELL),
+    Column("setting", "setting"),
+    Column("series", "series"),
+    *(Column(name, name, "percent") for name in ("mean", "low", "high")),
+    Column("synthesis_seconds", "seconds", "seconds"),
+    Column("total_bytes", "bytes", "bytes"),
+]
+
+
+def points(rows: Rows) -> dict[str, Any]:
+    """Points by column, and colour and marker of each series."""
+    kept = named_points(rows, MAX_POINTS)
+    names = sorted({p["series"] for p in kept})
+    look = Look.of(names)
+    looks = {n: [look.colours[n], MARKERS.index(look.markers[n])] for n in names}
+    return {**records(kept, _COLUMNS), "looks": looks}

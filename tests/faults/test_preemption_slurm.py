@@ -25,7 +25,7 @@ seeds: [0]
 protocol: [matched]
 product: {method: [sre2l], dataset: [digits], ipc: [1], teacher: [convnet2_w8], student: [convnet2_w8]}
 override:
-  - {set: {iterations: 4000, student.steps: 6, teacher.epochs: 1}}
+  - {set: {iterations: 1000, student.steps: 6, teacher.epochs: 1}}
 """
 
 

@@ -40,6 +40,7 @@ def test_a_kill_costs_the_step_that_was_running(tiny: Tiny, tmp_path: Path, kind
     made.check()
 
 
+@pytest.mark.slow
 def test_term_and_then_kill_costs_no_more_than_the_clock(made_long: Bench) -> None:
     """A site that sends no USR2: a checkpoint by clock is there whether or not the signal was in time."""
     for wait in (0.0, 0.02):
@@ -86,6 +87,7 @@ def worker(made: Bench) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, env=os.environ | {"PYTHONPATH": str(ROOT)})
 
 
+@pytest.mark.slow
 def test_two_live_attempts_do_not_harm_each_others_checkpoints(made_long: Bench) -> None:
     """Whatever the two write, at any moment the newest file is whole; both end well, with the same artifact."""
     results: list[int] = []
@@ -106,7 +108,10 @@ def test_two_live_attempts_do_not_harm_each_others_checkpoints(made_long: Bench)
     made_long.check()
 
 
-@pytest.mark.parametrize("damage", ["flip", "half", "empty", "both"])
+@pytest.mark.parametrize(
+    "damage",
+    [pytest.param(d, marks=[] if d == "flip" else [pytest.mark.slow]) for d in ("flip", "half", "empty", "both")],
+)
 def test_a_damaged_checkpoint_is_never_used(
     tiny: Tiny, tmp_path: Path, capfd: pytest.CaptureFixture[str], damage: str
 ) -> None:

@@ -6,6 +6,7 @@ import shutil
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -84,12 +85,21 @@ def kill_and_repeat(tiny: tuple[Plan, Store, Path], folder: Path, kind: str, poi
         assert len(found.record().resumed) >= 1, "it went on from the last checkpoint"
 
 
+def cases() -> list[Any]:
+    """Every kind at every point; by default a synthesis at all of them, and every other kind at one of its own."""
+    found = []
+    for number, kind in enumerate(k for k in KINDS if k != "shard"):
+        for point in POINTS:
+            if kind in WITHOUT_CHECKPOINTS and point == "saving":
+                continue
+            usual = kind == "synthesis" or point == POINTS[number + 1]
+            found.append(pytest.param(kind, point, marks=[] if usual else [pytest.mark.slow]))
+    return found
+
+
 @pytest.mark.ffcv
-@pytest.mark.parametrize("point", POINTS)
-@pytest.mark.parametrize("kind", [k for k in KINDS if k != "shard"])
+@pytest.mark.parametrize(("kind", "point"), cases())
 def test_killed_stage_completes_at_the_next_launch(
     tiny: tuple[Plan, Store, Path], tmp_path: Path, kind: str, point: str
 ) -> None:
-    if kind in WITHOUT_CHECKPOINTS and point == "saving":
-        pytest.skip("this stage starts again: it writes no checkpoint")
     kill_and_repeat(tiny, tmp_path, kind, point, method="sre2l" if kind == "synthesis" else "")

@@ -26,7 +26,17 @@ class Site:
 
     def launch(self, grid: Path, *words: str, code: int = 0, seconds: float = 0.0) -> str:
         environment = self.cluster.environment(SUITE_TOY_SECONDS=str(seconds))
-        done = run("suite.launch", grid, "--profile", self.profile, "--store", self.store.root, *words, **environment)
+        done = run(
+            "suite.launch",
+            grid,
+            "--profile",
+            self.profile,
+            "--store",
+            self.store.root,
+            *words,
+            timeout=900,
+            **environment,
+        )
         assert done.returncode == code, done.stdout + done.stderr
         assert "Traceback" not in done.stderr
         return done.stdout + done.stderr
@@ -68,6 +78,7 @@ def place(slurm_cluster: SlurmCluster, tmp_path: Path) -> Site:  # noqa: F811
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_what_was_cancelled_says_so_and_runs_again_only_with_retry_cancelled(place: Site, tmp_path: Path) -> None:
     """One task, then an array, then everything; `scancel` for the first two, `--cancel` for the third."""
     grid = toy_grid(tmp_path, seeds=30)  # short stages share tasks: three of them an array

@@ -59,6 +59,15 @@ def test_the_same_seed_gives_the_same_teacher_and_leaves_global_generators_alone
     assert any(not torch.equal(a[k], c[k]) for k in a)
 
 
+def test_a_batch_in_two_parts_learns_what_the_whole_batch_does() -> None:
+    spec = replace(SPEC, arch=ARCH, recipe=TeacherRecipe(epochs=1, batch=256, pad=1))
+    images = digits("train"), digits("val")
+    (whole, a), (cut, b) = (train_teacher(spec, DIGITS, *images, CPU, micro_batches=n) for n in (1, 2))
+    assert a["steps"] == b["steps"]
+    learnt = [k for k in whole if k.endswith(("weight", "bias"))]
+    assert all(torch.allclose(whole[k], cut[k], atol=2e-3) for k in learnt), "up to BatchNorm's view of half a batch"
+
+
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 def test_an_early_stopped_teacher_is_a_snapshot_of_the_whole_training(
     optimizer: Literal["sgd", "adam"], monkeypatch: pytest.MonkeyPatch

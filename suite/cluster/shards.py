@@ -63,6 +63,8 @@ def cut(stages: Sequence[Stage], profile: Profile, store: Store, shards: int | N
 def parts(stage: Stage) -> int:
     """Of how many parts that do not depend on each other the images of a synthesis consist."""
     s: Any = stage.spec
+    if s.stack > 1:  # which batches lie side by side, hence their roundings, would depend on the cut
+        return 1
     return get(s.method)(**s.params).parts(dataset(s.dataset).classes, s.ipc)
 
 

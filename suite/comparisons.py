@@ -17,7 +17,7 @@ from suite.leaderboard.files import ROWS
 from suite.leaderboard.gather import from_file, from_store
 from suite.leaderboard.history import changes
 from suite.leaderboard.make import Beside
-from suite.leaderboard.published import Published
+from suite.leaderboard.published import Published, method_name
 from suite.leaderboard.rows import CELL, Rows
 from suite.leaderboard.similarity import read_similarities
 from suite.leaderboard.statistics import plain_records
@@ -50,7 +50,9 @@ def beside(rows: Rows, published: Path | None, similarities: Iterable[Path], gri
 
 def _mark_changed_settings(rows: Rows, papers: Published) -> None:
     frame = rows.frame
-    paper = frame.loc[(frame["protocol"] == "paper").to_numpy(dtype=bool, na_value=False), [*CELL, "seed"]]
+    known = {number.name for number in papers.numbers}
+    mine = frame["method"].isin([m for m in frame["method"].unique() if method_name(m) in known])
+    paper = frame.loc[(mine & (frame["protocol"] == "paper")).to_numpy(dtype=bool, na_value=False), [*CELL, "seed"]]
     there = [line for line in plain_records(paper[list(CELL)].drop_duplicates()) if papers.accuracies(line)]
     wanted = {tuple(line[c] for c in CELL) for line in there}
     cells = [Cell(**x) for x in plain_records(paper.drop_duplicates()) if tuple(x[c] for c in CELL) in wanted]

@@ -13,8 +13,9 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from suite.leaderboard.formats import clean
+from suite.leaderboard.formats import clean, size
 from suite.leaderboard.plots import COLOURS, MARKERS
 from suite.leaderboard.statistics import pareto, plain_records
 from suite.leaderboard.tables import Table
@@ -129,6 +130,9 @@ def _front(ax: Axes, part: pd.DataFrame, cost: str, label: str) -> None:
         front = part.iloc[pareto(part[cost].tolist(), part["mean"].tolist())]
         ax.plot(front[cost], front["mean"], color="#5b6470", linestyle="--", linewidth=0.8, zorder=1)
         ax.set_xscale("log")
+        ax.xaxis.set_major_locator(LogLocator(numticks=5))
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: size(v, "g") if cost == "total_bytes" else f"{v:,g}"))
+        ax.xaxis.set_minor_formatter(NullFormatter())
     for number, line in part.groupby("look"):
         colour, marker = _look(number)
         ax.scatter(line[cost], line["mean"], color=colour, marker=marker, s=14, zorder=2)

@@ -30,7 +30,9 @@ class Visit:
     @property
     def hash(self) -> str:
         """The part of the address after #, once it has been written."""
-        self.page.wait_for_function("location.hash === new URL(document.getElementById('permalink').href).hash")
+        written = "location.hash === new URL(document.getElementById('permalink').href).hash"
+        while not self.page.evaluate(written):  # the page's policy lets no polling script in
+            self.page.wait_for_timeout(50)
         return str(self.page.evaluate("location.hash.slice(1)"))
 
     def points(self) -> int:

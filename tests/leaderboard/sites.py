@@ -14,7 +14,8 @@ from suite.leaderboard.gallery import gallery
 from suite.leaderboard.gather import from_store
 from suite.leaderboard.page import site
 from suite.leaderboard.rows import Rows
-from suite.spec.stages import Stage
+from suite.spec.datasets import dataset as registered
+from suite.spec.stages import PrepareSpec, Stage
 from suite.store import Artifact, Attempt, Record, Store
 from suite.store.files import write_bytes, write_json
 from tests.leaderboard.factory import record_of, stages
@@ -78,12 +79,9 @@ def prepare(store: Store, key: str, dataset: str) -> Artifact:
     """A prepared dataset of ten classes with three images each, under a given key."""
     from suite.store.artifacts import MANIFEST, build_manifest
 
-    class Given:
-        """A stage whose key is given, since the rows of the factory name it."""
-
-        def to_json(self) -> dict[str, Any]:
-            return {"kind": "prepare", "key": key, "spec": {"dataset": dataset}, "inputs": {}}
-
+    facts = registered(dataset)
+    spec = PrepareSpec(facts.name, facts.classes, facts.size, facts.stored, facts.per_class, "folder")
+    stage = Stage("prepare", spec, {}, key)  # the rows of the factory name this key
     out = store.home("prepare", key) / "out"
     for c in range(10):
         for i in range(3):
@@ -93,7 +91,7 @@ def prepare(store: Store, key: str, dataset: str) -> Artifact:
     info = {"format": "folder", "classes": [f"class {c}" for c in range(10)], "train": [3] * 10, "stored": 16}
     write_json(out / "dataset.json", info)
     write_json(out / "record.json", Record("prepare", key, "a", "done", {}).to_json())
-    write_json(out / MANIFEST, build_manifest(Given(), "a", {}, out))  # type: ignore[arg-type]
+    write_json(out / MANIFEST, build_manifest(stage, "a", {}, out))
     return store.open("prepare", key)
 
 

@@ -89,7 +89,7 @@ def _column(column: Column, lines: list[dict[str, Any]], blocks: list[range], vi
     if column.numeric:
         sortable = [sort_value(column, line[column.name]) for line in lines]
         values = [number(float(v)) if v else None for v in sortable]
-        found |= {"text": texts, "value": [int(v) if v is not None and v.is_integer() else v for v in values]}
+        found |= {"text": texts, "value": [int(v) if v is not None and float(v).is_integer() else v for v in values]}
     else:
         found |= packed(texts)
     if column.best:

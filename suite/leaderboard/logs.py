@@ -26,7 +26,8 @@ def log_tails(store: Store, keys: Collection[str]) -> dict[str, tuple[str, list[
     Returns:
         By key: path of the log below the store, and the lines.
     """
-    wanted, found, budget = set(keys), {}, MAX_BYTES
+    wanted, budget = set(keys), MAX_BYTES
+    found: dict[str, tuple[str, list[str]]] = {}
     runs = sorted((store.root / "runs").glob("*/*/logs"), key=lambda p: (p.parent.name, p.parent.parent.name))
     for logs in reversed(runs):
         parts: dict[str, tuple[str, list[str]]] = {}

@@ -73,10 +73,8 @@ def make_waves(stages: Sequence[Stage], profile: Profile, seconds: Sequence[floa
         each = {i: cost[i] for i in members}
         # Estimates are coarse: a pack stays well below the time limit of its task.
         longest = min(profile.pack_minutes, wanted.time / 4 if wanted.time else profile.pack_minutes) * 60.0
-        if profile.cluster == "local":
-            packs = even(members, each, profile.slots)
-        else:
-            packs = filled(members, each, 0.0 if KINDS[kind] in _ALONE else longest)
+        longest = 0.0 if KINDS[kind] in _ALONE else longest
+        packs = even(members, each, profile.slots) if profile.cluster == "local" else filled(members, each, longest)
         waves.append(Wave(KINDS[kind], wanted, tuple(packs), each, longest))
     return waves
 

@@ -119,7 +119,7 @@ def test_a_report_that_the_disk_does_not_take_leaves_the_old_one(
     tiny: tuple[Plan, Store, Path], tmp_path: Path
 ) -> None:
     grid = write_grid(tmp_path)
-    with small_disk(tmp_path, "2m") as disk:
+    with small_disk(tmp_path, "16m") as disk:
         words = ("suite.report", grid, "--store", tiny[1].root, "--out", disk / "reports")
         fill(disk, 8192)
         done = command(*words)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,9 @@ import pytest
 from suite.grid import Plan, load_plan
 from suite.store import Store
 from tests.tiny import write_grid, write_run
+
+# A shell's background jobs ignore SIGINT, and so would every launcher that a test starts from one.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -106,6 +106,7 @@ def launched(slurm_cluster: SlurmCluster, alone: tuple[Plan, Store, Path], tmp_p
     return Launched(slurm_cluster, alone, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("signals", [("USR2",), ("TERM", "USR2", "USR2")], ids=" ".join)
 def test_a_signalled_task_requeues_itself_once_and_goes_on(launched: Launched, signals: tuple[str, ...]) -> None:
     launched.until(launched.saved)

@@ -15,12 +15,13 @@ from __future__ import annotations
 import argparse
 import io
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from suite.errors import Parser, UserError, directory, guarded
 from suite.grid import Plan, load_plan
+from suite.leaderboard.external import beside
 from suite.leaderboard.freshness import TEXT, stamp, state, unchanged
 from suite.leaderboard.marks import homes
 from suite.nights.places import nights_folder
@@ -170,6 +171,7 @@ class Selection:
         plan: The grid's plan; None for every row of the store.
         rows: A file of rows, in the store's place.
         state: A digest of everything that the report is made from.
+        external: Keys of rows of sets from elsewhere that stand beside the plan's.
     """
 
     name: str
@@ -177,6 +179,7 @@ class Selection:
     plan: Plan | None
     rows: Path | None
     state: str
+    external: list[str] = field(default_factory=list)
 
 
 def _select(arguments: argparse.Namespace) -> Selection:
@@ -190,10 +193,11 @@ def _select(arguments: argparse.Namespace) -> Selection:
     if plan is None:
         nodes = [("evaluation", key) for key, _ in homes(store.root / "evaluation")]
         return Selection("all", store, None, None, state(store, ("all", papers), nodes))
-    nodes = [(s.kind, s.key) for s in plan.stages]
+    external = beside(store, plan.stages, plan.cells)
+    nodes = [*((s.kind, s.key) for s in plan.stages), *(("evaluation", key) for key in external)]
     papers += [sha256(p) for p in sorted(nights_folder(store, plan.name).glob("history/*.json"))]
     title = (plan.name, plan.cells, plan.cell_keys, plan.excluded, papers)
-    return Selection(plan.name, store, plan, None, state(store, title, nodes))
+    return Selection(plan.name, store, plan, None, state(store, title, nodes), external)
 
 
 def _gather(selection: Selection) -> Rows:
@@ -203,7 +207,7 @@ def _gather(selection: Selection) -> Rows:
         return from_file(selection.rows)
     if (plan := selection.plan) is None:
         return from_store(selection.store)
-    return from_plan(selection.store, plan.stages, plan.cells, plan.cell_keys, plan.excluded)
+    return from_plan(selection.store, plan.stages, plan.cells, plan.cell_keys, plan.excluded, selection.external)
 
 
 def _text(tables: list[Table], rows: Rows) -> str:

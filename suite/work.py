@@ -73,7 +73,7 @@ def run_pack(run_dir: str, indices: list[int], notice: Notice | None = None) -> 
     run = Path(run_dir)
     settings = _settings(run)
     stages = _stages(run, indices)
-    _set_threads(settings.threads)
+    set_threads(settings.threads)
     if settings.group_readable:
         share_with_group()
     store = Store(settings.store)
@@ -157,6 +157,7 @@ def _attempt(stage: Stage, store: Store, settings: Settings, micro_batches: int,
             record.cost, record.numbers = outcome.cost, outcome.numbers
             record.storage, record.upstream = outcome.storage, outcome.upstream
             record.resumed = checkpoint.attempts
+            record.provenance |= outcome.provenance
             attempt.publish(record)
             discard_checkpoints(store, stage)
     except Exception as error:
@@ -315,7 +316,8 @@ def _stages(run: Path, indices: list[int]) -> list[Stage]:
     return [found[i] for i in indices]
 
 
-def _set_threads(threads: int) -> None:
+def set_threads(threads: int) -> None:
+    """Fix the CPU threads of this process, before torch is imported for the first time where that is possible."""
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = str(threads)
     import torch

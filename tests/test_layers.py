@@ -29,6 +29,7 @@ ALLOWED: dict[str, set[str]] = {
     "grid": {"methods"},
     "cluster": {"grid", "store", "methods"},
     "leaderboard": {"store"},
+    "exchange": {"leaderboard", "grid", "methods", "learn", "data", "store"},
     "benchmarks": {"work", "stages", "grid", "data", "learn", "methods", "store", "leaderboard"},
     "launch": {"cluster", "grid", "store", "methods", "data"},
     "status": {"cluster", "grid", "store"},
@@ -37,6 +38,8 @@ ALLOWED: dict[str, set[str]] = {
     "clean": {"cluster", "grid", "store"},
     "comparisons": {"leaderboard", "nights", "grid", "store"},
     "report": {"comparisons", "leaderboard", "nights", "grid", "store", "data"},
+    "export": {"exchange", "store"},
+    "evaluate": {"exchange", "work", "stages", "data", "store"},
     "prepare": {"data", "stages", "store"},
     "bench": {"benchmarks"},
 }

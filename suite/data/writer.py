@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from PIL import Image
@@ -45,6 +46,16 @@ def square(data: bytes, side: int) -> np.ndarray:
         image = image.resize((width, height), Image.Resampling.BILINEAR)
     left, top = round((width - side) / 2), round((height - side) / 2)
     return np.array(image.crop((left, top, left + side, top + side)))
+
+
+class Squares(Protocol):
+    """What a beton is written from: as many (uint8 [R, R, 3], class) as it says, in storage order, all of side R."""
+
+    side: int
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[tuple[np.ndarray, int]]: ...
 
 
 class Samples:
@@ -117,7 +128,7 @@ def write_folder(folder: Path, samples: Samples, classes: list[str]) -> None:
             Image.fromarray(image).save(path, compress_level=1)
 
 
-def write_beton(path: Path, samples: Samples, mode: str | None = None) -> None:
+def write_beton(path: Path, samples: Squares, mode: str | None = None) -> None:
     """Write a beton with the fields `image` and `label`: `raw` or `jpg`, by default as `JPEG_FROM` says.
 
     FFCV's own writer starts worker processes, waits for ever if one dies, and lays pages out in the order in which
@@ -174,7 +185,7 @@ class _Counter:
 class _InOrder:
     """Samples for a worker that asks for 0, 1, 2, ..."""
 
-    def __init__(self, samples: Samples) -> None:
+    def __init__(self, samples: Squares) -> None:
         self._samples = iter(samples)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:

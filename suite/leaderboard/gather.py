@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from suite.leaderboard.compact import concatenated, read_compacted, read_rows, write_compacted
+from suite.leaderboard.external import sets_of
 from suite.leaderboard.marks import Mark, homes, mark
 from suite.leaderboard.rows import CELL, COLUMNS, Hole, Refusal, Rows, collect, failure_reason, lines_of
 from suite.spec.stages import Stage, input_kind
@@ -65,8 +66,9 @@ def from_plan(
     cells: Sequence[Any],
     keys: Sequence[str],
     excluded: Iterable[tuple[Any, str]] = (),
+    external: Sequence[str] = (),
 ) -> Rows:
-    """Rows of a plan's cells, and a hole with its reason for each cell that has none.
+    """Rows of a plan's cells, and a hole with its reason for each cell that has none; external rows beside them.
 
     Args:
         store: Where to look.
@@ -74,9 +76,11 @@ def from_plan(
         cells: Its cells, with the attributes of `CELL` and `seed`.
         keys: Key of each cell's evaluation.
         excluded: Cells that the grid leaves out, and why.
+        external: Keys of evaluations of sets from elsewhere that compete with these cells.
     """
-    syntheses = {s.key: s.to_json() for s in stages if s.kind == "synthesis"}
-    marks = {key: mark(store.home("evaluation", key)) for key in sorted(set(keys))}
+    syntheses: dict[str, Mapping[str, Any]] = {s.key: s.to_json() for s in stages if s.kind == "synthesis"}
+    syntheses |= sets_of(store, external)
+    marks = {key: mark(store.home("evaluation", key)) for key in sorted({*keys, *external})}
     known, records, refused = _rows(store, marks, syntheses)
     there = set(known["key"]) | {r.key for r in records} | {r.key for r in refused}
     reasons = Reasons(store, stages)

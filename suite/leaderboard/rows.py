@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from suite.leaderboard.external import is_external, marked
 from suite.spec.keys import canonical, digest
 from suite.store.records import Record
 
@@ -32,7 +33,7 @@ COLUMNS: dict[str, str] = {
     **{"labels": "string", "label_prune": "Float64", "overridden": "boolean"},
     **dict.fromkeys(("accuracy_last", "accuracy_best", "best_epoch", "epochs"), "Float64"),
     **dict.fromkeys(("steps", "classes", "val_images"), "Int64"),
-    "constant_prediction": "boolean",
+    **dict.fromkeys(("constant_prediction", "external"), "boolean"),
     **dict.fromkeys(("synthesis_key", "synthesis_setting"), "string"),
     "synthesis_seconds": "Float64",
     **dict.fromkeys(("image_iterations", "forward_images", "images"), "Int64"),
@@ -225,7 +226,8 @@ def row(record: Record, synthesis: Mapping[str, Mapping[str, Any]]) -> dict[str,
     images = _count(made, "images") or _integer(n["classes"], "classes") * _integer(s["ipc"], "ipc")
     seconds, iterations = _positive(made, "seconds"), _count(made, "image_iterations")
     return {
-        **{name: str(s[name]) for name in ("method", "dataset", "teacher", "student", "protocol", "labels")},
+        "method": marked(str(s["method"]), is_external(record)),
+        **{name: str(s[name]) for name in ("dataset", "teacher", "student", "protocol", "labels")},
         "ipc": _integer(s["ipc"], "ipc"),
         "setting": setting(record, synthesis),
         "seed": _integer(s["seed"], "seed"),
@@ -236,6 +238,7 @@ def row(record: Record, synthesis: Mapping[str, Mapping[str, Any]]) -> dict[str,
         **{name: _count(n, name) for name in ("steps", "classes", "val_images")},
         "label_prune": _positive(s.get("label") or {}, "prune"),
         "overridden": None,
+        "external": is_external(record),
         "constant_prediction": bool(n.get("constant_prediction", False)),
         "synthesis_key": record.inputs.get("synthesis", {}).get("key"),
         "synthesis_setting": _seedless(_synthesis_of(record, synthesis)),

@@ -75,7 +75,7 @@ class LabelVectors:
 
     Attributes:
         path: The file.
-        rows: float16 [N, C].
+        rows: float16 [N, C]; those of sets from elsewhere may be float32.
         bytes: Size of the file.
 
     Args:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from suite.errors import UserError, did_you_mean
 from suite.spec.recipes import LabelRecipe, Labels, StudentRecipe
-from suite.spec.stages import KINDS
+from suite.spec.stages import EXTERNAL, KINDS
 
 if TYPE_CHECKING:
     from suite.data.distilled import DistilledSet
@@ -146,6 +146,8 @@ def method(
     """
 
     def register(cls: M) -> M:
+        if name == EXTERNAL:
+            raise ValueError(f"method {name!r}: that is what sets from elsewhere are called")
         if name in METHODS:
             _TWICE[name] = f"method {name!r} is registered twice: {METHODS[name].__module__} and {cls.__module__}"
             raise ValueError(_TWICE[name])

@@ -17,6 +17,13 @@ from functools import lru_cache
 
 from suite.errors import UserError, did_you_mean
 
+_IMAGENET = "ImageNet terms of access (image-net.org/download): non-commercial research and education"
+_FASTAI = f"{_IMAGENET}; fast.ai's Apache-2.0 licence covers its repository, not the images"
+_DIGITS = "CC BY 4.0 (Alpaydin and Kaynak, Optical Recognition of Handwritten Digits, UCI; via scikit-learn)"
+_TINY_IMAGES = (
+    "no licence is stated by its authors (Krizhevsky, 2009: cite the technical report); its source, 80 Million Tiny "
+    "Images, was withdrawn by its authors in 2020; it is used for research"
+)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -35,7 +42,7 @@ class Dataset:
         std: Channel standard deviations, in [0, 1].
         per_class: Training images kept a class, None for all of them.
         native: Side of the stored source images where all are square, else None.
-        licence: Terms, in one line.
+        licence: Terms of its images, in one line; distilled images are derived from them. Not part of any key.
     """
 
     name: str
@@ -48,7 +55,7 @@ class Dataset:
     std: tuple[float, float, float]
     per_class: int | None = None
     native: int | None = None
-    licence: str = "research use"
+    licence: str = ""
 
     @property
     def stored(self) -> int:
@@ -70,7 +77,7 @@ def _entry(
     mean: tuple[float, float, float] = IMAGENET_MEAN,
     std: tuple[float, float, float] = IMAGENET_STD,
     native: int | None = None,
-    licence: str = "ImageNet terms of access: non-commercial research and education",
+    licence: str = _IMAGENET,
 ) -> Dataset:
     return Dataset(name, name, classes, size, train, val, mean, std, None, native, licence)
 
@@ -79,12 +86,14 @@ REGISTRY: dict[str, Dataset] = {
     d.name: d
     for d in (
         # 1,797 scans of handwritten digits, 8x8 grey, enlarged to 16x16 RGB; every fifth image of a class validates.
-        _entry("digits", 10, 16, 1442, 355, (0.3052,) * 3, (0.3188,) * 3, 8, "CC BY 4.0 (UCI, via scikit-learn)"),
-        _entry("cifar10", 10, 32, 50_000, 10_000, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), 32, "research"),
-        _entry("cifar100", 100, 32, 50_000, 10_000, (0.5071, 0.4866, 0.4409), (0.2673, 0.2564, 0.2762), 32, "research"),
+        _entry("digits", 10, 16, 1442, 355, (0.3052,) * 3, (0.3188,) * 3, 8, _DIGITS),
+        _entry("cifar10", 10, 32, 50_000, 10_000, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), 32, _TINY_IMAGES),
+        _entry(
+            "cifar100", 100, 32, 50_000, 10_000, (0.5071, 0.4866, 0.4409), (0.2673, 0.2564, 0.2762), 32, _TINY_IMAGES
+        ),
         _entry("tinyimagenet", 200, 64, 100_000, 10_000, (0.4802, 0.4481, 0.3975), (0.2302, 0.2265, 0.2262), 64),
-        _entry("imagenette", 10, 224, 9_469, 3_925),
-        _entry("imagewoof", 10, 224, 9_025, 3_929),
+        _entry("imagenette", 10, 224, 9_469, 3_925, licence=_FASTAI),
+        _entry("imagewoof", 10, 224, 9_025, 3_929, licence=_FASTAI),
         _entry("imagenet100", 100, 224, 126_689, 5_000),
         _entry("imagenet1k", 1000, 224, 1_281_167, 50_000),
         _entry("imagenet21k", 10_450, 224, 11_060_223, 522_500),

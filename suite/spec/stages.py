@@ -20,6 +20,9 @@ Weights = Literal["scratch", "pretrained", "file"]
 #: Kinds in the order in which a run goes through them. Shards are not in plans: a launch cuts syntheses into them.
 KINDS = ("prepare", "teacher", "statistics", "shard", "synthesis", "relabel", "evaluation")
 
+#: The method in the spec of a distilled set that was made elsewhere; no method of the suite can have this name.
+EXTERNAL = "external"
+
 #: Declared versions; part of every key. Methods have versions of their own, in `SynthesisSpec.version`.
 VERSIONS = {"prepare": 1, "teacher": 2, "statistics": 2, "synthesis": 3, "relabel": 1, "evaluation": 2}
 VERSIONS["shard"] = VERSIONS["synthesis"]

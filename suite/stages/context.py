@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from suite.data.external import External, teacher_file
 from suite.learn.checkpoint import Checkpoint, Never
 from suite.spec.datasets import Dataset, dataset
 from suite.spec.stages import Stage
@@ -50,7 +51,7 @@ class Settings:
 
 @dataclass
 class Outcome:
-    """What a stage did: its cost, and for evaluations the numbers and the storage ledger of a row.
+    """What a stage did: its cost, and for evaluations the numbers, the storage ledger and the origin of a row.
 
     `device` describes what computed it, where that is not the device of this process.
     """
@@ -60,6 +61,7 @@ class Outcome:
     storage: list[dict[str, Any]] = field(default_factory=list)
     upstream: dict[str, Any] = field(default_factory=dict)
     device: dict[str, Any] | None = None
+    provenance: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -115,16 +117,19 @@ class Context:
             real.tensor()
         return real
 
+    def external(self) -> External | None:
+        """What the distilled set among the inputs was delivered as; None if the suite made it."""
+        return External.load(self.inputs["synthesis"].path) if "synthesis" in self.inputs else None
+
     def teachers(self) -> list[Teacher]:
-        """The teachers among the inputs, frozen, on the device."""
+        """The teachers among the inputs, else those that a set from elsewhere brought; frozen, on the device."""
         from suite.learn.teachers import load_teacher
 
-        return [
-            load_teacher(
-                a.manifest["spec"]["arch"], self.dataset, path=a.path / "weights.safetensors", device=self.device
-            )
-            for a in self.roles("teacher")
-        ]
+        found = [(a.manifest["spec"]["arch"], a.path / "weights.safetensors") for a in self.roles("teacher")]
+        if not found and (external := self.external()) is not None:
+            folder = self.inputs["synthesis"].path
+            found = [(arch, folder / teacher_file(i)) for i, arch in enumerate(external.teachers)]
+        return [load_teacher(arch, self.dataset, path=path, device=self.device) for arch, path in found]
 
 
 @contextmanager

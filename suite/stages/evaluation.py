@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from suite.data.distilled import DistilledSet
+from suite.data.external import IMAGES, LABELS, External
 from suite.learn.checkpoint import Checkpoint, Within
 from suite.learn.label_stream import LabelStream
 from suite.learn.label_vectors import LabelVectors
@@ -20,7 +21,7 @@ from suite.store.files import write_json
 def run(context: Context) -> Outcome:
     """Write `metrics.json`; the numbers, costs and storage ledger go into the attempt's record, which is a row."""
     spec, facts = context.spec, context.dataset
-    image_file = context.inputs["synthesis"].path / "distilled.safetensors"
+    image_file = context.inputs["synthesis"].path / IMAGES
     distilled = DistilledSet.load(image_file).check(facts.classes, spec.ipc, facts.size)
     labels = _labels(context, len(distilled.labels))
     val = context.real("val")
@@ -43,7 +44,11 @@ def run(context: Context) -> Outcome:
     write_json(context.dir / "metrics.json", numbers)
     if isinstance(labels, OnlineLabels):
         cost["forward_images"] = labels.forward_images
-    return Outcome(cost, numbers, _storage(image_file, labels), _upstream(context))
+    external = context.external()
+    if external is None:
+        return Outcome(cost, numbers, _storage(image_file, labels), _upstream(context))
+    origin = {"external": True, "content": external.content, "form": external.form}
+    return Outcome(cost, numbers, _delivered(context, external, labels), _known(context), origin)
 
 
 def cut(recipe: StudentRecipe, micro_batches: int) -> StudentRecipe:
@@ -74,13 +79,28 @@ def _storage(image_file: Path, labels: LabelSource) -> list[dict[str, Any]]:
 
 def _labels(context: Context, images: int) -> LabelSource:
     policy = context.spec.labels
-    if policy == "stored":
-        return StoredLabels(LabelStream(context.inputs["relabel"].path / "labels.safetensors"))
-    if policy == "vector":
-        return VectorLabels(LabelVectors(context.inputs["relabel"].path / "labels.safetensors"), context.device)
+    if policy in ("stored", "vector"):
+        # A set from elsewhere may bring its own.
+        file = context.inputs.get("relabel", context.inputs["synthesis"]).path / LABELS
+        if policy == "stored":
+            return StoredLabels(LabelStream(file))
+        return VectorLabels(LabelVectors(file), context.device)
     if policy == "online":
         return OnlineLabels(context.teachers(), context.spec.precision, context.spec.label)
     return HardLabels(context.dataset.classes, images)
+
+
+def _delivered(context: Context, external: External, labels: LabelSource) -> list[dict[str, Any]]:
+    """The files as they were delivered, and what labels that were made here add to them."""
+    needed = [e for e in external.ledger if e["kind"] != "teacher" or isinstance(labels, OnlineLabels)]
+    made_here = context.roles("relabel") or context.roles("teacher")
+    return [*needed, *(labels.ledger() if made_here else [])]
+
+
+def _known(context: Context) -> dict[str, Any]:
+    """Costs of what was done here for a set from elsewhere; those of its synthesis and its teachers are unknown."""
+    relabel = context.inputs.get("relabel")
+    return {"relabel": relabel.record().cost} if relabel else {}
 
 
 def _upstream(context: Context) -> dict[str, Any]:

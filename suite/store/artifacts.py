@@ -141,14 +141,24 @@ class Store:
     def _open(self, kind: str, key: str) -> Artifact:
         home = self.home(kind, key)
         out = home / "out"
-        if not out.is_dir():
-            raise FileNotFoundError(str(out))
         for path in (home, out):
             if path.is_symlink():  # publishing renames a directory; a link may lead anywhere
                 raise Corrupt(f"a link to {path.readlink()}, not a directory", where=str(path))
-        manifest = self._manifest(out, kind, key)
+        manifest = self.manifest(kind, key)
         self._verify(home, out, manifest)
         return Artifact(out, manifest)
+
+    def manifest(self, kind: str, key: str) -> dict[str, Any]:
+        """The manifest of a published artifact, whose other files stay unread.
+
+        Raises:
+            FileNotFoundError: If nothing is published.
+            Corrupt: If the manifest does not verify.
+        """
+        out = self.home(kind, key) / "out"
+        if not out.is_dir():
+            raise FileNotFoundError(str(out))
+        return self._manifest(out, kind, key)
 
     def _manifest(self, out: Path, kind: str, key: str) -> dict[str, Any]:
         where = str(out / MANIFEST)

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from suite.data.ffcv_stream import default_workers
-from suite.data.sources import EXTENSIONS, first_three
+from suite.data.listing import EXTENSIONS, first_three
 from suite.errors import DataError
 
 #: `0`, `007`, `new003`, `class_12`, `0004_cat`: folders that say the number of their class.

@@ -48,7 +48,7 @@ def run(context: Context) -> Outcome:
     if external is None:
         return Outcome(cost, numbers, _storage(image_file, labels), _upstream(context))
     origin = {"external": True, "content": external.content, "form": external.form}
-    return Outcome(cost, numbers, _delivered(context, external, labels), _known(context), origin)
+    return Outcome(cost, numbers, _delivered(context, external, labels), _known(context), provenance=origin)
 
 
 def cut(recipe: StudentRecipe, micro_batches: int) -> StudentRecipe:

@@ -165,7 +165,7 @@ def _teachers(words: Sequence[str], store: Store) -> tuple[list[tuple[str, str]]
         raise UserError("keys and files of teachers together", where="--teacher", hint="keys only, or ARCH=FILE only")
     for _, file in files:
         if not file.is_file():
-            raise UserError("no such weight file", where=str(file))
+            raise UserError("no such weight file", where=str(file), hint="--teacher ARCH=FILE, or the key of a teacher")
     if files:
         return [], files
     found = [store.open(*find(store, word, ("teacher",))) for word in words]

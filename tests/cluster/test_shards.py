@@ -14,7 +14,7 @@ from tests.cluster.conftest import SlurmCluster
 from tests.stages.test_shards import GRID
 from tests.tiny import write_grid, write_run
 
-pytestmark = [pytest.mark.slurm, pytest.mark.ffcv]
+pytestmark = [pytest.mark.slow, pytest.mark.slurm, pytest.mark.ffcv]
 
 
 def test_shards_run_as_array_tasks_and_merge_into_the_artifact_of_one_task(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from suite.leaderboard.embed import records
+from suite.leaderboard.formats import clean
 from suite.leaderboard.plots import MARKERS, Look, named_points
 from suite.leaderboard.rows import CELL, Rows
 from suite.leaderboard.tables import Column
@@ -22,9 +23,10 @@ _COLUMNS = [
 
 
 def points(rows: Rows) -> dict[str, Any]:
-    """Points by column, and colour and marker of each series."""
+    """Points by column, colour and marker of each series, and the devices whose seconds stand side by side."""
     kept = named_points(rows, MAX_POINTS)
     names = sorted({p["series"] for p in kept})
     look = Look.of(names)
     looks = {n: [look.colours[n], MARKERS.index(look.markers[n])] for n in names}
-    return {**records(kept, _COLUMNS), "looks": looks}
+    devices = sorted({clean(d, 60) for d in rows.frame["device"].dropna()})
+    return {**records(kept, _COLUMNS), "looks": looks, "devices": devices}

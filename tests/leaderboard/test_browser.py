@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from suite.leaderboard.rows import collect
 from tests.leaderboard.conftest import Visit
+from tests.leaderboard.factory import record
 from tests.leaderboard.sites import pictured, site_of, write, written
 from tests.leaderboard.test_formats import sample
 
@@ -141,6 +143,19 @@ def test_a_point_of_the_plot_opens_its_line(made_up: Path, visit: Open) -> None:
     seen.page.locator("section:visible .mark-point").first.click()
     assert seen.page.locator("#view-accuracy").is_visible()
     assert "No such line" not in seen.page.get_by_role("dialog").inner_text()
+
+
+def test_a_plot_names_mixed_devices_and_counts_what_a_log_axis_cannot_hold(tmp_path: Path, visit: Open) -> None:
+    free, other = record("random"), record("e2d")
+    free.upstream["synthesis"]["seconds"] = 0.0
+    other.upstream["synthesis"]["device"] = "NVIDIA H100"
+    seen = visit(written(tmp_path, collect([free, record("rded"), other])), "view=synthesis_time")
+    assert seen.points() == 2
+    caption = seen.page.locator("section:visible figcaption")
+    assert "not comparable: NVIDIA A100-SXM4-40GB, NVIDIA H100." in caption.inner_text()
+    assert "not on a log axis: 1." in caption.inner_text()
+    seen.page.locator("section:visible figure select").select_option("total_bytes")
+    assert seen.points() == 3 and "comparable" not in caption.inner_text()
 
 
 def test_a_permalink_brings_back_view_filter_order_and_line(made_up: Path, visit: Open) -> None:

@@ -44,7 +44,8 @@ function drawPanels(made, view) {
   made.choose.value = x;
   const column = Object.fromEntries(points.columns.map(c => [c.name, c]));
   const at = i => column[x].value[i];
-  const usable = filtered(points, points.count).filter(i => at(i) !== null && (!AXES[x].log || at(i) > 0));
+  const chosen = filtered(points, points.count);
+  const usable = chosen.filter(i => at(i) !== null && (!AXES[x].log || at(i) > 0));
   const panels = new Map();
   for (const i of usable) {
     const name = `${text(column.dataset, i)} \u2192 ${text(column.student, i)} (${text(column.protocol, i)})`;
@@ -58,6 +59,8 @@ function drawPanels(made, view) {
   made.key.replaceChildren(...series.slice(0, NAMED).map(name => h("li", {}, h("svg", { viewBox: "-7 -7 14 14", "aria-hidden": "true" }, shape(name)), name)));
   const words = [x === "ipc" ? "Mean of the last epoch over seeds; bars are 95 % t-intervals, cut at 0 and 100 %, none for one seed."
     : "Numbers beside the marks are IPC; the dashed line joins what nothing cheaper beats."];
+  if (x === "synthesis_seconds" && points.devices.length > 1) words.push(`Seconds of different devices are not comparable: ${points.devices.join(", ")}.`);
+  if (usable.length < chosen.length) words.push(`Without a positive cost, and so not on a log axis: ${chosen.length - usable.length}.`);
   if (panels.size > PANELS) words.push(`The first ${PANELS} of ${panels.size} panels are drawn: filter to see others.`);
   if (drawn.some(([, lines, , all]) => lines.length < all)) words.push(`A panel shows its ${MARKS} most accurate points and the front: filter to see others.`);
   if (series.length > NAMED) words.push(`${NAMED} of ${series.length} methods are named; marks say theirs when pointed at.`);

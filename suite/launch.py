@@ -22,11 +22,11 @@ from suite.cluster.profile import Profile, find_profile, load_profile
 from suite.cluster.reconcile import Reconciled, Todo, clear_published, reconcile
 from suite.cluster.shards import Cut, cut
 from suite.cluster.show import clean, plural, say, size, table
-from suite.errors import DataError, Parser, UserError, guarded
+from suite.errors import Parser, guarded
 from suite.grid import MAX_CELLS, Plan, estimate, load_plan
 from suite.grid.expand import describe
 from suite.grid.subset import subset
-from suite.spec.datasets import dataset
+from suite.preflight import preflight
 from suite.spec.stages import KINDS, Stage
 from suite.store import Store
 from suite.store.files import share_with_group
@@ -149,7 +149,7 @@ def main() -> int:
         return 0
     if not launch.todo:
         return nothing_to_do(launch)
-    preflight(launch)
+    preflight([launch.plan.stages[t.index] for t in launch.todo], launch.profile)
     return start(launch)
 
 
@@ -273,42 +273,6 @@ def nothing_to_do(launch: Launch) -> int:
     return 1 if launch.state.held else 0
 
 
-def preflight(launch: Launch) -> None:
-    """Check what can be checked before anything is submitted.
-
-    Raises:
-        UserError: If a dataset is neither prepared nor has a source, or weights have no place.
-    """
-    sources = launch.profile.sources
-    for item in launch.todo:
-        stage = launch.plan.stages[item.index]
-        if stage.kind == "prepare":
-            base = dataset(stage.spec.dataset).base
-            name = stage.spec.dataset
-            form = getattr(stage.spec, "format", "beton")
-            flags = ["--store", launch.profile.store, *(["--format", form] if form != "beton" else [])]
-            command = f"python -m suite.prepare {name} --source DIR {shlex.join(flags)}"
-            hint = f"{command}, or `sources: {{{base}: DIR}}` in the profile"
-            if base != "digits" and base not in sources:
-                raise UserError(f"dataset {name!r} is not prepared and has no source", hint=hint)
-            if base in sources and not Path(sources[base]).exists():
-                raise UserError(f"the source of dataset {base!r} does not exist", where=sources[base], hint=hint)
-            if base in sources:
-                look_at(stage.spec.dataset, Path(sources[base]))
-        elif getattr(stage.spec, "weights", "") == "file" and not launch.profile.weights:
-            raise UserError(f"{stage.label()} takes its weights from a file", hint="set `weights: DIR` in the profile")
-
-
-def look_at(name: str, source: Path) -> None:
-    """A cheap look at a dataset's source, so that a task does not wait for hours to find it incomplete."""
-    from suite.data.listing import check_listing
-
-    try:
-        check_listing(dataset(name), source)
-    except DataError as error:
-        raise UserError(error.what, where=error.where, hint=error.hint) from error
-
-
 def start(launch: Launch) -> int:
     """Make a run of what is to do and run it, or submit it."""
     from suite.cluster.runs import create_run
@@ -363,7 +327,7 @@ def print_submitted(launch: Launch, run: Run) -> None:
         tasks = plural(sum(bool(p) for a in arrays for p in a.packs), "task")
         jobs = " ".join(str(a.job) for a in arrays)
         say(f"submitted {stages} as {tasks} in {plural(len(arrays), 'array')}: jobs {jobs}")
-        say(f"cancel with: scancel {jobs}")
+        say(f"cancel with: {launch.command('suite.launch')} --cancel")
     for array in run.arrays:
         if array.job is None:
             say(f"perhaps submitted, too: scancel --name={array.name}; {launch.command('suite.launch')} finds it")

@@ -5,23 +5,27 @@ from __future__ import annotations
 import shutil
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from suite.grid import Plan
-from suite.spec.stages import KINDS
+from suite.spec.stages import KINDS, Stage
 from suite.store import Store
 from suite.store.artifacts import Corrupt
+from tests.faults.attempts import find
 from tests.tiny import run_in_fork, write_run
 
 #: The moments that matter, in the order in which a stage passes them.
 POINTS = ["start", "step", "saving", "computed", "recorded", "sealed", "published"]
 #: A checkpoint after every step.
 ALWAYS = 0.0
-#: Preparing writes betons through FFCV, which cannot go on with half of one: it starts again.
-WITHOUT_CHECKPOINTS = ("prepare",)
+#: Preparing writes betons through FFCV, which cannot go on with half of one: it starts again. Merging has no steps.
+WITHOUT_CHECKPOINTS = ("prepare", "merge")
+#: What is killed: every kind of stage, and a synthesis that merges what its shards have made.
+WHAT = (*KINDS, "merge")
 
 
 class Reader:
@@ -56,16 +60,10 @@ class Reader:
                 self.wrong.append(f"digest {found}")
 
 
-def kill_and_repeat(tiny: tuple[Plan, Store, Path], folder: Path, kind: str, point: str, method: str = "") -> None:
+def kill_and_repeat(plan: Plan, reference: Store, store: Store, index: int, point: str) -> None:
     """Kill a stage at a point, look at what is left, run it again, and compare with the run that was left alone."""
-    plan, reference, _ = tiny
-    index, stage = next(
-        (i, s) for i, s in enumerate(plan.stages) if s.kind == kind and method in ("", getattr(s.spec, "method", ""))
-    )
-    shutil.copytree(reference.root, folder / "store")
-    store = Store(folder / "store")
-    expected = store.open(kind, stage.key).digest
-    shutil.rmtree(store.home(kind, stage.key))
+    stage, kind = plan.stages[index], plan.stages[index].kind
+    expected = reference.open(kind, stage.key).digest
     run = write_run(plan, store, ALWAYS)
 
     with Reader(store, kind, stage.key, expected) as reader:
@@ -81,25 +79,52 @@ def kill_and_repeat(tiny: tuple[Plan, Store, Path], folder: Path, kind: str, poi
     assert found.digest == expected, "interrupted and repeated equals uninterrupted"
     assert not store.attempts(kind, stage.key), "the killed attempt's directory was swept"
     assert not list(store.home(kind, stage.key).glob("checkpoints")), "and so were its checkpoints"
-    if kind not in WITHOUT_CHECKPOINTS and point in ("computed", "recorded", "sealed"):
+    what = "merge" if stage.shards > 1 else kind
+    if what not in WITHOUT_CHECKPOINTS and point in ("computed", "recorded", "sealed"):
         assert len(found.record().resumed) >= 1, "it went on from the last checkpoint"
 
 
+@pytest.fixture(scope="module")
+def cut(tiny: tuple[Plan, Store, Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Plan, Store, Store]:
+    """A synthesis of two batches in two shards, run once: shards and merge, a store of the parts, one of the whole."""
+    plan, reference, _ = tiny
+    folder = tmp_path_factory.mktemp("cut")
+    whole: Any = plan.stages[find(plan, "synthesis", "sre2l")]
+    spec = replace(whole.spec, params=whole.spec.params | {"batch": 5})
+    merge = replace(Stage.make("synthesis", spec, whole.inputs), shards=2)
+    shards = Plan("cut", [*merge.parts(), merge])
+    parts = Store(shutil.copytree(reference.root, folder / "parts"))
+    assert run_in_fork(write_run(shards, parts), [0, 1]) == 0
+    merged = Store(shutil.copytree(parts.root, folder / "merged"))
+    assert run_in_fork(write_run(shards, merged), [2]) == 0
+    return shards, parts, merged
+
+
 def cases() -> list[Any]:
-    """Every kind at every point; by default a synthesis at all of them, and every other kind at one of its own."""
+    """Everything at every point; by default a synthesis at all of them, and every other one at one of its own."""
     found = []
-    for number, kind in enumerate(k for k in KINDS if k != "shard"):
-        for point in POINTS:
-            if kind in WITHOUT_CHECKPOINTS and point == "saving":
-                continue
-            usual = kind == "synthesis" or point == POINTS[number + 1]
-            found.append(pytest.param(kind, point, marks=[] if usual else [pytest.mark.slow]))
+    for number, what in enumerate(WHAT):
+        never = {"prepare": ("saving",), "merge": ("step", "saving")}.get(what, ())
+        points = [p for p in POINTS if p not in never]
+        for point in points:
+            usual = what == "synthesis" or point == points[number % len(points)]
+            found.append(pytest.param(what, point, marks=[] if usual else [pytest.mark.slow]))
     return found
 
 
 @pytest.mark.ffcv
-@pytest.mark.parametrize(("kind", "point"), cases())
+@pytest.mark.parametrize(("what", "point"), cases())
 def test_killed_stage_completes_at_the_next_launch(
-    tiny: tuple[Plan, Store, Path], tmp_path: Path, kind: str, point: str
+    tiny: tuple[Plan, Store, Path], cut: tuple[Plan, Store, Store], tmp_path: Path, what: str, point: str
 ) -> None:
-    kill_and_repeat(tiny, tmp_path, kind, point, method="sre2l" if kind == "synthesis" else "")
+    (plan, reference, _), before = tiny, tiny[1]
+    if what == "shard":
+        (plan, reference, _), before, index = cut, cut[1], 0
+    elif what == "merge":
+        (plan, before, reference), index = cut, 2
+    else:
+        index = find(plan, what, "sre2l" if what == "synthesis" else "")
+    stage = plan.stages[index]
+    store = Store(shutil.copytree(before.root, tmp_path / "store"))
+    shutil.rmtree(store.home(stage.kind, stage.key), ignore_errors=True)
+    kill_and_repeat(plan, reference, store, index, point)

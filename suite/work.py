@@ -137,7 +137,7 @@ def _attempt(stage: Stage, store: Store, settings: Settings, micro_batches: int,
         from suite.stages.context import Context, device_info
         from suite.stages.devices import usable_device
 
-        device = usable_device(settings.device)
+        device = usable_device("cpu" if stage.shards > 1 else settings.device)  # merging asks for no GPU
         inputs = open_inputs(store, stage, patience())
         if _finished(stage, store, inputs):
             _say("  already published")
@@ -159,10 +159,9 @@ def _attempt(stage: Stage, store: Store, settings: Settings, micro_batches: int,
             record.resumed = checkpoint.attempts
             record.provenance |= outcome.provenance
             attempt.publish(record)
-            discard_checkpoints(store, stage)
     except Exception as error:
         notice.leave()  # children have got the signal too: what fails behind it may be its doing
-        if stage.shards > 1 and inputs and _finished(stage, store, inputs):  # its parts are merged and gone
+        if inputs and _finished(stage, store, inputs):  # another attempt was faster; parts or checkpoints went with it
             return True
         # The one place where any failure becomes a record: siblings go on, and the report shows the hole.
         if debug() or not isinstance(error, SuiteError | OSError | MemoryError):

@@ -4,7 +4,9 @@
 
 States are those that the loops hand over, of random networks; files are written as stages write them, summed up and
 synchronised to the disk of `--folder`. A row says how many seconds of work lie between two saves and which share of a
-stage's time saving is.
+stage's time saving is. A label stream is written at the pace of a GPU for some seconds before each save; the sums of
+its rows count as saving, and all of it is multiplied to the interval: no less than it costs, since a longer interval
+has more rows to sum up, and not more that wait for the disk.
 """
 
 from __future__ import annotations
@@ -15,8 +17,8 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,11 +28,12 @@ from suite.errors import UserError
 if TYPE_CHECKING:
     import torch
 
+    from suite.learn.growing import Growing
+
 #: Classes and side of ImageNet-1K; images a second that a GPU labels with a ResNet-18 (an H100 in bf16, rounded up).
 CLASSES, SIZE, LABELLED = 1000, 224, 10_000
-_CHUNK = 16 << 20
-#: Of a larger piece, so much is written, and its time is multiplied.
-_WRITTEN = 256 << 20
+#: Seconds of a label stream before each save, at most, and labels that a stage writes at once.
+_STREAMED, _AT_ONCE = 30.0, 32_000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,13 +53,13 @@ class Case:
         kind: Of the stage.
         what: In words.
         state: What its loop hands over.
-        piece: Bytes that come with every save; 0 for none.
+        labels: That a stream grows by in a second; 0 for no stream.
     """
 
     kind: str
     what: str
     state: Callable[[], Any]
-    piece: int = 0
+    labels: int = 0
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -66,11 +69,11 @@ def run(arguments: argparse.Namespace) -> int:
     load = os.getloadavg()
     rows = []
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-        for case in cases(arguments.ipc, 60 * arguments.minutes):
+        for case in cases(arguments.ipc):
             rows.append(measure(case, Path(folder) / case.kind, arguments.saves, 60 * arguments.minutes))
             row = rows[-1]
             print(
-                f"{row['kind']:11} {row['bytes'] / 1e6:9.1f} MB {row['save_seconds']:8.3f} s "
+                f"{row['kind']:11} {(row['bytes'] + row['bytes_beside']) / 1e6:9.1f} MB {row['save_seconds']:8.3f} s "
                 f"every {row['interval_seconds']:5.0f} s: {row['percent']:.2f} %  {row['what']}",
                 flush=True,
             )
@@ -90,22 +93,28 @@ def measure(case: Case, folder: Path, saves: int, seconds: float) -> dict[str, A
     from suite.learn.checkpoint import Checkpoint
 
     kept, state, spent = Checkpoint(folder, seconds), case.state(), []
-    for _ in range(saves):
-        begin = time.monotonic()
-        if not kept.save(state, _bytes(min(case.piece, _WRITTEN)) if case.piece else None):
-            raise UserError("the file system refused a checkpoint", where=str(folder), hint="another --folder")
-        spent.append(time.monotonic() - begin)
-        for piece in kept.pieces():
-            piece.write_bytes(b"")  # room for the next
-    size = max(path.stat().st_size for path in folder.glob("*.ckpt")) + case.piece
-    scale = max(1.0, case.piece / _WRITTEN)
+    streamed = min(_STREAMED, seconds) if case.labels else 0.0
+    with ExitStack() as stack:
+        stream = stack.enter_context(kept.growing(folder / "stream")) if case.labels else None
+        if stream is not None:
+            stream.begin({"logits": 0})
+        for _ in range(saves):
+            before = kept.spent
+            if stream is not None:
+                _stream(stream, case.labels, streamed)
+            if not kept.save(state):
+                raise UserError("the file system refused a checkpoint", where=str(folder), hint="another --folder")
+            spent.append(kept.spent - before)
+    size = max(path.stat().st_size for path in folder.glob("*.ckpt"))
+    scale = seconds / streamed if streamed else 1.0
     save = statistics.median(spent) * scale
-    # A piece grows with the interval: waiting longer does not make its share smaller.
-    interval = seconds if case.piece else kept.interval(save)
+    # What a stream grows by grows with the interval: waiting longer does not make its share smaller.
+    interval = seconds if case.labels else kept.interval(save)
     return {
         "kind": case.kind,
         "what": case.what,
         "bytes": size,
+        "bytes_beside": int(case.labels * seconds) * CLASSES * 2,
         "save_seconds": save,
         "scaled_by": scale,
         "interval_seconds": interval,
@@ -113,20 +122,22 @@ def measure(case: Case, folder: Path, saves: int, seconds: float) -> dict[str, A
     }
 
 
-def _bytes(count: int) -> Iterator[bytes]:
-    chunk = os.urandom(min(count, _CHUNK))
-    for begin in range(0, count, len(chunk)):
-        yield chunk[: min(len(chunk), count - begin)]
+def _stream(stream: Growing, pace: int, seconds: float) -> None:
+    """Rows of logits at a pace, as `relabel` writes them."""
+    begin, labels = time.monotonic(), 0
+    while labels < pace * seconds:
+        labels += _AT_ONCE
+        time.sleep(max(0.0, begin + labels / pace - time.monotonic()))
+        stream.append("logits", os.urandom(_AT_ONCE * CLASSES * 2))
 
 
-def cases(ipc: int, seconds: float) -> list[Case]:
+def cases(ipc: int) -> list[Case]:
     """One state of each kind that keeps checkpoints."""
-    rows = int(LABELLED * seconds)
     return [
         Case("teacher", "ResNet-18, SGD with momentum", _teacher),
         Case("statistics", "class-wise sums of a ResNet-18", _statistics),
         Case("synthesis", f"IPC {ipc}: all images, and a batch of 100 with Adam", lambda: _synthesis(ipc)),
-        Case("relabel", f"{LABELLED:,} labels a second for an interval", dict, rows * CLASSES * 2),
+        Case("relabel", f"{LABELLED:,} labels a second for an interval", dict, LABELLED),
         Case("evaluation", "ResNet-50, AdamW, EMA", _student),
     ]
 
@@ -213,7 +224,7 @@ def _first(work: Callable[[Any], object]) -> Any:
         def due(self) -> bool:
             return True
 
-        def save(self, state: Any, piece: Any = None) -> bool:
+        def save(self, state: Any) -> bool:
             found.append(state)
             raise Taken
 

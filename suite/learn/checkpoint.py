@@ -1,8 +1,8 @@
 """Checkpoints by clock: two files that take turns, so that a whole one exists at any moment.
 
 A file is a header (magic, serial number, size and SHA-256 of the rest) and what `torch.save` wrote. It appears under
-its name by one rename; before it is used its size and sum are checked, and those of the pieces that it names. The
-newest whole one is taken, by serial number and never by a clock. Tensors load with `weights_only`.
+its name by one rename; before it is used its size and sum are checked, and what it says of a file that grows beside it.
+The newest whole one is taken, by serial number and never by a clock. Tensors load with `weights_only`.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import re
 import secrets
-import socket
 import struct
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -23,22 +24,21 @@ import numpy as np
 import torch
 
 from suite.faults import fault_point
+from suite.learn.growing import Damaged, Growing, alive, growing, process, verify
 from suite.preemption import Notice
 from suite.store.files import fsync_dir
 
 #: Bumped when the state of some loop changes its layout: files of other formats are not read.
-FORMAT = 1
+FORMAT = 2
 #: Of a stage's time, what saving may take.
 SHARE = 0.05
 NAMES = ("a.ckpt", "b.ckpt")
 _MAGIC = b"SUITECKP"
 _HEADER = struct.Struct("<8sQQ32s8x")
 _CHUNK = 1 << 20
+#: What stands around the process in the name of a half-written file.
+_SCRATCH = re.compile(r"^(\w\.ckpt|rows-\w+)\.|-\w+\.part$")
 State = Any
-
-
-class Damaged(Exception):
-    """A file that is not a whole checkpoint."""
 
 
 class _Hashed:
@@ -75,7 +75,6 @@ class Checkpoint:
         attempts: Those that went before, oldest first, as they described themselves.
         before: What they measured: the result of the last one's `measure`.
         measure: Called at every save; what it returns is `before` for the next attempt.
-        spent: Seconds that this attempt spent saving.
         saves: Checkpoints of the stage, those of earlier attempts included.
         used: Whether the stage's loop keeps checkpoints at all.
     """
@@ -95,10 +94,17 @@ class Checkpoint:
         self.attempts: list[dict[str, Any]] = []
         self.before: dict[str, Any] = {}
         self.measure: Callable[[], dict[str, Any]] = dict
-        self.spent, self.saves, self.used = 0.0, 0, False
-        self._files: list[list[Any]] = []
+        self.saves, self.used = 0, False
+        self._spent = 0.0
+        self._said: dict[str, Any] | None = None  # of a growing file, in the checkpoint that the stage goes on from
+        self._grown: Growing | None = None
         self._newest = NAMES[1]
         self._last, self._took = time.monotonic(), 0.0
+
+    @property
+    def spent(self) -> float:
+        """Seconds that this attempt spent on checkpoints."""
+        return self._spent + (self._grown.spent if self._grown is not None else 0.0)
 
     def due(self) -> bool:
         """Whether it is time for the next one, or for leaving. Called between two steps, after every one."""
@@ -114,15 +120,13 @@ class Checkpoint:
         if self.due():
             self.save(state())
 
-    def save(self, state: State, piece: Iterable[bytes] | None = None) -> bool:
+    def save(self, state: State) -> bool:
         """Write a checkpoint over the older of the two; then leave if the process was asked to.
 
         A file system that refuses costs a warning and no more: the stage may well finish without.
 
         Args:
             state: Dicts, lists, numbers, texts and tensors.
-            piece: Bytes that belong to this checkpoint and to all behind it: for what grows and does not change any
-                more, so that it is written once.
 
         Returns:
             Whether it was written.
@@ -132,22 +136,21 @@ class Checkpoint:
         """
         begin, saves = time.monotonic(), self.saves
         try:
-            files = self._files if piece is None else [*self._files, self._keep(piece)]
-            self._write(state, files)
+            self._write(state, self._grown.durable() if self._grown is not None else None)
         except OSError as error:
             what = f"no checkpoint: {error.strerror or error}"
             print(f"warning: {self.folder}: {what}", file=sys.stderr, flush=True)
         self._last = time.monotonic()
         self._took = self._last - begin
-        self.spent += self._took
+        self._spent += self._took
         self.notice.leave(self.saves)
         return self.saves > saves
 
-    def _write(self, state: State, files: list[list[Any]]) -> None:
+    def _write(self, state: State, grown: dict[str, Any] | None) -> None:
         payload = {
             "format": FORMAT,
             "serial": self.saves + 1,
-            "files": files,
+            "grown": grown,
             "attempts": [*self.attempts, self.attempt],
             "measured": self.measure(),
             "state": state,
@@ -168,11 +171,11 @@ class Checkpoint:
         except BaseException:
             scratch.unlink(missing_ok=True)
             raise
-        self.saves, self._newest, self._files = self.saves + 1, target, files
+        self.saves, self._newest = self.saves + 1, target
 
     def _scratch(self, name: str) -> Path:
         self.folder.mkdir(parents=True, exist_ok=True)
-        return self.folder / f"{name}.{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}.part"
+        return self.folder / f"{name}.{process()}-{secrets.token_hex(3)}.part"
 
     def load(self) -> State | None:
         """The state of the newest whole checkpoint; None if there is none. Damaged ones are named on standard error."""
@@ -187,7 +190,7 @@ class Checkpoint:
                 print(f"warning: {self.folder / name}: not used: {error}", file=sys.stderr, flush=True)
                 continue
             self.saves, self._newest = payload["serial"], name
-            self._files, self.attempts, self.before = payload["files"], payload["attempts"], payload["measured"]
+            self._said, self.attempts, self.before = payload["grown"], payload["attempts"], payload["measured"]
             return payload["state"]
         return None
 
@@ -219,38 +222,28 @@ class Checkpoint:
             payload: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
         if payload.get("format") != FORMAT or payload["serial"] != serial:
             raise Damaged(f"format {payload.get('format')}, number {payload.get('serial')} in a file of {serial}")
-        for name, length, wanted in payload["files"]:
-            with (self.folder / name).open("rb") as file:
-                if os.fstat(file.fileno()).st_size != length or _digest(file).hex() != wanted:
-                    raise Damaged(f"size or SHA-256 of {name} differ")
+        if payload["grown"] is not None:
+            verify(self.folder, payload["grown"])
         return payload
 
     def _sweep(self) -> None:
         """Remove half-written files of dead processes of this host."""
         for path in self.folder.glob("*.part"):
-            host, _, rest = path.name.removesuffix(".part").partition("ckpt.")[2].rpartition("-")[0].rpartition("-")
-            if host == socket.gethostname() and rest.isdigit() and not Path(f"/proc/{rest}").exists():
+            if not alive(_SCRATCH.sub("", path.name)):
                 path.unlink(missing_ok=True)
 
-    def _keep(self, chunks: Iterable[bytes]) -> list[Any]:
-        """Write a piece; returns its name, size and SHA-256."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / f"piece-{len(self._files):05d}-{secrets.token_hex(6)}"
-        try:
-            with path.open("wb") as file:
-                hashed = _Hashed(file, "")
-                for chunk in chunks:
-                    hashed.write(chunk)
-                file.flush()
-                os.fsync(file.fileno())
-        except BaseException:
-            path.unlink(missing_ok=True)
-            raise
-        return [path.name, hashed.size, hashed.sum.hexdigest()]
+    @contextmanager
+    def growing(self, target: Path) -> Iterator[Growing]:
+        """Write a file that every checkpoint within the block speaks of; call `load` before.
 
-    def pieces(self) -> list[Path]:
-        """The pieces that belong to the newest checkpoint, in order."""
-        return [self.folder / name for name, _, _ in self._files]
+        Args:
+            target: What the finished file is called, on the file system of the checkpoints.
+
+        Raises:
+            OSError: If the file system refuses.
+        """
+        with growing(self.folder, target, self._said) as self._grown:
+            yield self._grown
 
 
 class Never(Checkpoint):
@@ -265,6 +258,12 @@ class Never(Checkpoint):
 
     def load(self) -> None:
         """There is nothing to go on from."""
+
+    @contextmanager
+    def growing(self, target: Path) -> Iterator[Growing]:
+        """Write the file, of which no checkpoint speaks."""
+        with target.open("wb") as file:
+            yield Growing(file, target, kept=False)
 
 
 class Within(Checkpoint):
@@ -283,9 +282,9 @@ class Within(Checkpoint):
         """As the outer one's."""
         return self.outer.due()
 
-    def save(self, state: State, piece: Iterable[bytes] | None = None) -> bool:
+    def save(self, state: State) -> bool:
         """Save both states."""
-        return self.outer.save({**self._state(), "inner": state}, piece)
+        return self.outer.save({**self._state(), "inner": state})
 
     def load(self) -> State | None:
         """The state of the inner loop, once."""

@@ -15,11 +15,11 @@ views, and its students draw from them.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from math import prod
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ from suite.data.distilled import DistilledSet
 from suite.errors import DataError, InfraError, NumericError, UserError
 from suite.learn.checkpoint import Checkpoint, Never
 from suite.learn.ensembles import label_logits
+from suite.learn.growing import Growing
 from suite.learn.job import generator
 from suite.learn.teachers import Teacher
 from suite.learn.view_plans import CutMix, DrawnViews, Renderer, ViewPlan
@@ -38,7 +39,6 @@ from suite.spec.storage import Shapes, StreamShape, stream_layout, stream_shape
 
 FORMAT = "label-stream-2"
 _CODES = {"F64": "<f8", "F16": "<f2", "I32": "<i4", "I16": "<i2", "U8": "u1"}
-_CHUNK = 16 << 20
 #: Logits that are kept on the device before they are written, by number.
 _WAITING = 32 << 20
 
@@ -49,47 +49,24 @@ class _Writer:
     Plain writes rather than a writable map: a full disk is then an error here and not a SIGBUS.
     """
 
-    def __init__(self, file: IO[bytes], shapes: Shapes, metadata: dict[str, str]) -> None:
-        self.file = file
+    def __init__(self, grown: Growing, shapes: Shapes, metadata: dict[str, str]) -> None:
+        self.grown = grown
         header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
-        self.cursor: dict[str, int] = {}
         self.types: dict[str, np.dtype[Any]] = {}
+        begins: dict[str, int] = {}
         end = 0
         for name, (code, shape) in shapes.items():
             self.types[name] = np.dtype(_CODES[code])
-            begin, end = end, end + self.types[name].itemsize * prod(shape)
-            self.cursor[name] = begin
-            header[name] = {"dtype": code, "shape": list(shape), "data_offsets": [begin, end]}
+            begins[name], end = end, end + self.types[name].itemsize * prod(shape)
+            header[name] = {"dtype": code, "shape": list(shape), "data_offsets": [begins[name], end]}
         text = json.dumps(header, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)
-        file.write(len(text).to_bytes(8, "little") + text)
-        self.cursor = {name: begin + 8 + len(text) for name, begin in self.cursor.items()}
-        file.truncate(8 + len(text) + end)
-
-    def read(self, begin: dict[str, int]) -> Iterator[bytes]:
-        """What was written since the cursors were at `begin`, array after array."""
-        self.file.flush()
-        for name, at in begin.items():
-            self.file.seek(at)
-            while at < self.cursor[name]:
-                chunk = self.file.read(min(_CHUNK, self.cursor[name] - at))
-                at += len(chunk)
-                yield chunk
-
-    def take(self, end: dict[str, int], piece: IO[bytes]) -> None:
-        """Write what a `read` gave, up to the cursors `end`."""
-        for name, stop in end.items():
-            self.file.seek(self.cursor[name])
-            while self.cursor[name] < stop:
-                chunk = piece.read(min(_CHUNK, stop - self.cursor[name]))
-                self.file.write(chunk)
-                self.cursor[name] += len(chunk)
+        grown.file.write(len(text).to_bytes(8, "little") + text)
+        grown.file.truncate(8 + len(text) + end)
+        grown.begin({name: at + 8 + len(text) for name, at in begins.items()})
 
     def append(self, name: str, rows: torch.Tensor) -> None:
-        data = rows.numpy().astype(self.types[name]).tobytes()
-        self.file.seek(self.cursor[name])
-        self.file.write(data)
-        self.cursor[name] += len(data)
+        self.grown.append(name, rows.numpy().astype(self.types[name]).tobytes())
 
 
 def write_stream(
@@ -106,8 +83,7 @@ def write_stream(
 ) -> int:
     """Draw the views of every epoch, ask the teachers, and write both. The same arguments give the same bytes.
 
-    With a checkpoint, what was written since the last one becomes a piece beside it, and an interrupted stream is put
-    together again from its pieces.
+    With a checkpoint, the file grows beside it, and an interrupted stream goes on in it.
 
     Args:
         path: The file to write.
@@ -158,9 +134,11 @@ def write_stream(
         ),
     }
     try:
-        with path.open("w+b") as file:
-            writer = _Writer(file, stream_layout(recipe, images, dataset.classes), metadata)
-            batches = _Batches(writer, checkpoint or Never())
+        checkpoint = checkpoint or Never()
+        saved = checkpoint.load()
+        with checkpoint.growing(path) as grown:
+            writer = _Writer(grown, stream_layout(recipe, images, dataset.classes), metadata)
+            batches = _Batches(writer, checkpoint, saved["batches"] if saved is not None else 0)
             for number in range(batches.begun, shape.batches):
                 plan = views.plan(*divmod(number, shape.per_epoch))
                 batches.add(number, plan, ask(render(plan)).half(), last=number + 1 == shape.batches)
@@ -178,17 +156,9 @@ class _Batches:
         begun: Batches that are in it.
     """
 
-    def __init__(self, writer: _Writer, checkpoint: Checkpoint) -> None:
-        self.writer, self.checkpoint, self.begun = writer, checkpoint, 0
+    def __init__(self, writer: _Writer, checkpoint: Checkpoint, begun: int) -> None:
+        self.writer, self.checkpoint, self.begun = writer, checkpoint, begun
         self.waiting: list[torch.Tensor] = []
-        saved = checkpoint.load()
-        if saved is not None:
-            self.begun = saved["batches"]
-            for end, path in zip(saved["ends"], checkpoint.pieces(), strict=True):
-                with path.open("rb") as piece:
-                    writer.take(end, piece)
-        self.ends: list[dict[str, int]] = saved["ends"] if saved is not None else []
-        self.saved = dict(writer.cursor)
 
     def add(self, number: int, plan: ViewPlan, logits: torch.Tensor, last: bool) -> None:
         """Write a batch; its logits wait on the device for others, so that the host does not wait for every batch."""
@@ -202,12 +172,7 @@ class _Batches:
             self.writer.append("logits", rows)
             self.waiting.clear()
         if due:
-            self._save(number + 1)
-
-    def _save(self, batches: int) -> None:
-        end = dict(self.writer.cursor)
-        if self.checkpoint.save({"batches": batches, "ends": [*self.ends, end]}, self.writer.read(self.saved)):
-            self.ends, self.saved = [*self.ends, end], end
+            self.checkpoint.save({"batches": number + 1})
 
 
 def _append_plan(writer: _Writer, plan: ViewPlan) -> None:

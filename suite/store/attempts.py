@@ -15,6 +15,7 @@ from suite.errors import DataError, InfraError
 from suite.faults import fault_point
 from suite.spec.stages import Stage, input_kind
 from suite.store.artifacts import MANIFEST, RECORD, Artifact, Corrupt, Store, build_manifest
+from suite.store.checkpoints import discard_checkpoints
 from suite.store.files import fingerprint, fsync_dir, fsync_file, write_json
 from suite.store.records import Record
 
@@ -65,8 +66,8 @@ class Attempt:
     def publish(self, record: Record) -> Artifact:
         """Write the record, then the manifest, make both durable, and rename the directory into place.
 
-        If another attempt was faster, its artifact is verified and this one is dropped; a corrupt winner is
-        quarantined and replaced.
+        Then the stage's checkpoints go. If another attempt was faster, its artifact is verified and this one dropped; a
+        corrupt winner is quarantined and replaced.
 
         Returns:
             The published artifact.
@@ -79,7 +80,6 @@ class Attempt:
         write_json(self.dir / MANIFEST, manifest)
         fsync_dir(self.dir)
         fault_point(self.stage.kind, "sealed")
-        marks = {n: fingerprint(self.dir / n) for n in {**manifest["files"], **manifest["records"]}}
         for _ in range(3):
             try:
                 self.dir.rename(self.home / "out")
@@ -87,7 +87,9 @@ class Attempt:
                 if not (self.home / "out").exists():
                     raise InfraError(f"cannot publish: {error.strerror}", where=str(self.home)) from error
                 try:
-                    return self.store.open(self.stage.kind, self.stage.key)
+                    winner = self.store.open(self.stage.kind, self.stage.key)
+                    discard_checkpoints(self.store, self.stage)
+                    return winner
                 except Corrupt:
                     self.store.quarantine(self.stage.kind, self.stage.key, "corrupt")
                     continue
@@ -95,10 +97,15 @@ class Attempt:
                     continue
             fsync_dir(self.home)
             self.published = True
-            with suppress(InfraError):  # a full disk takes the artifact and not these marks: it is hashed once more
-                write_json(self.home / "verified.json", marks)
+            discard_checkpoints(self.store, self.stage)
+            self._mark([*manifest["files"], *manifest["records"]])
             return Artifact(self.home / "out", manifest)
         raise InfraError("cannot publish: another process keeps replacing the artifact", where=str(self.home))
+
+    def _mark(self, names: list[str]) -> None:
+        """Note that these files were just hashed. After the checkpoints are gone: a link less is a change of a file."""
+        with suppress(InfraError, FileNotFoundError):  # a full disk, or set aside meanwhile: they are hashed once more
+            write_json(self.home / "verified.json", {n: fingerprint(self.home / "out" / n) for n in names})
 
     def _make_durable(self) -> None:
         """Bring every file to the disk; some file systems say only now that it is full."""

@@ -134,16 +134,20 @@ def test_a_damaged_checkpoint_is_never_used(
     made.check()
 
 
-def test_a_damaged_piece_of_a_stream_takes_its_checkpoints_with_it(tiny: Tiny, tmp_path: Path) -> None:
+def test_a_damaged_row_of_a_stream_takes_the_checkpoints_behind_it_with_it(tiny: Tiny, tmp_path: Path) -> None:
     made = bench(tiny[0], tiny[1], find(tiny[0], "relabel"), tmp_path, ALWAYS)
     steps = made.attempt().steps
     made.clear()
     assert made.attempt(Signals(3)).steps == 3
     (folder,) = (made.store.home("relabel", made.stage.key) / "checkpoints").iterdir()
-    last = sorted(folder.glob("piece-*"))[-1]
-    data = bytearray(last.read_bytes())
-    data[-1] ^= 1
-    last.write_bytes(data)
+    kept = Checkpoint(folder)
+    kept.load()
+    (rows,) = folder.glob("rows-*")
+    with rows.open("r+b") as file:
+        file.seek(kept._said["spans"]["logits"][1] - 1)
+        last = file.read(1)[0]
+        file.seek(-1, 1)
+        file.write(bytes([last ^ 1]))
     assert made.saves() == 2, "the checkpoint before it has no part in it"
     again = made.attempt()
     assert again.code == 0 and again.steps == steps - 2
@@ -164,11 +168,14 @@ def test_a_full_disk_costs_the_checkpoint_and_not_the_stage(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    assert not kept.save({"x": torch.ones(4)}, piece=[b"rows"])
-    assert "No space left on device" in capfd.readouterr().err
-    again = Checkpoint(tmp_path / "state")
-    assert again.load()["x"].sum() == 0 and again.saves == 1
-    assert sorted(p.name for p in (tmp_path / "state").iterdir()) == [NAMES[0]]
-    monkeypatch.setattr(os, "fsync", fsync)
-    assert kept.save({"x": torch.ones(4)}, piece=[b"rows"])
+    with kept.growing(tmp_path / "grown") as grown:
+        grown.begin({"rows": 0})
+        grown.append("rows", b"rows")
+        assert not kept.save({"x": torch.ones(4)})
+        assert "No space left on device" in capfd.readouterr().err
+        again = Checkpoint(tmp_path / "state")
+        assert again.load()["x"].sum() == 0 and again.saves == 1
+        assert sorted(p.name for p in (tmp_path / "state").iterdir() if p.suffix != ".part") == [NAMES[0]]
+        monkeypatch.setattr(os, "fsync", fsync)
+        assert kept.save({"x": torch.ones(4)})
     assert Checkpoint(tmp_path / "state").load()["x"].sum() == 4

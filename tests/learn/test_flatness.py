@@ -89,8 +89,8 @@ class Interrupted(Exception):
 class Fragile(Checkpoint):
     """Saves after every iteration, and fails after the seventh."""
 
-    def save(self, state: Any, piece: Any = None) -> bool:
-        super().save(state, piece)
+    def save(self, state: Any) -> bool:
+        super().save(state)
         if self.saves == 7:
             raise Interrupted
         return True

@@ -226,8 +226,8 @@ class Stopping(Checkpoint):
 
     left = 0
 
-    def save(self, state: Any, piece: Any = None) -> bool:
-        super().save(state, piece)
+    def save(self, state: Any) -> bool:
+        super().save(state)
         self.left -= 1
         if not self.left:
             raise Stop

@@ -108,7 +108,8 @@ def reconcile(
             result.done.add(index)
             continue
         node, held = (stage.kind, stage.key), not runs
-        if cause := next((c for n in _inputs(stage) if (c := causes.get(n))), ""):
+        cause = next((c for n in _inputs(stage) if (c := causes.get(n))), "") if causes else ""
+        if cause:
             todo, held = Todo(index, "blocked", cause, here), True
         if held:
             causes[node] = cause or f"{stage.kind} {stage.key} {todo.reason}"

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
+from operator import attrgetter
 from typing import Any
 
 from suite.errors import UserError, did_you_mean
@@ -216,14 +217,15 @@ class Matcher:
     def __init__(self, conditions: list[dict[str, tuple[Any, ...]]]) -> None:
         self.conditions = [{axis: frozenset(values) for axis, values in c.items()} for c in conditions]
         self.axes = sorted({axis for c in self.conditions for axis in c})
-        self.memo: dict[tuple[Any, ...], tuple[int, ...]] = {}
+        self._values = attrgetter(*self.axes) if self.axes else lambda cell: ()
+        self.memo: dict[Any, tuple[int, ...]] = {}
 
     def __call__(self, cell: Cell) -> tuple[int, ...]:
         """Indices of the conditions that the cell meets, ascending."""
-        signature = tuple([getattr(cell, axis) for axis in self.axes])
+        signature = self._values(cell)
         found = self.memo.get(signature)
         if found is None:
-            values = dict(zip(self.axes, signature, strict=True))
+            values = {axis: getattr(cell, axis) for axis in self.axes}
             found = self.memo[signature] = tuple(
                 [i for i, condition in enumerate(self.conditions) if meets(condition, values)]
             )

@@ -19,6 +19,7 @@ from suite.grid.yaml_strict import Document
 from suite.methods import Method, get
 from suite.spec.archs import TORCHVISION_GMACS
 from suite.spec.datasets import REGISTRY, Dataset, dataset
+from suite.spec.heap import many_objects
 from suite.spec.recipes import TeacherRecipe, teacher_recipe
 from suite.spec.stages import (
     KINDS,
@@ -52,6 +53,23 @@ class Plan:
     excluded: list[tuple[Cell, str]] = field(default_factory=list)
 
 
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What the seeds of a cell share.
+
+    Attributes:
+        student: How the student learns.
+        archs: Teachers of the synthesis.
+        prepare: Key of the prepared dataset.
+        teachers: Inputs of the evaluation that it asks for labels.
+    """
+
+    student: Student
+    archs: tuple[str, ...]
+    prepare: str
+    teachers: dict[str, str]
+
+
 def load_plan(path: Path, *, variant: str | None = None, max_cells: int = MAX_CELLS) -> Plan:
     """Read a grid and plan it.
 
@@ -67,8 +85,9 @@ def load_plan(path: Path, *, variant: str | None = None, max_cells: int = MAX_CE
     selection = select(grid, document, variant)
     check_count(selection, document, max_cells)
     check_names(selection, document)
-    cells, excluded = expand(selection, document)
-    return Planner(selection, document).plan(cells, excluded)
+    with many_objects():
+        cells, excluded = expand(selection, document)
+        return Planner(selection, document).plan(cells, excluded)
 
 
 def is_hub(arch: str) -> bool:
@@ -92,6 +111,8 @@ class Planner:
         self.maker = StageMaker()
         self.stages: dict[str, dict[str, Stage]] = {kind: {} for kind in KINDS}
         self.memo: dict[tuple[Any, ...], Any] = {}
+        #: Indices of overrides that cells met, each combination once.
+        self.met: set[tuple[int, ...]] = set()
         #: Indices of overrides that shared stages took values from; that teachers were trained, or loaded, under.
         self.effective: set[int] = set()
         self.trained: set[int] = set()
@@ -237,14 +258,9 @@ class Planner:
             return own
         return table.get(dataset(cell.dataset).base, own)
 
-    def synthesis(self, cell: Cell, matches: tuple[int, ...]) -> Stage:
+    def synthesis(self, cell: Cell, matches: tuple[int, ...], archs: tuple[str, ...]) -> Stage:
         """The distilled set of a cell; seeds share it if nothing in it is drawn."""
-        cls = get(cell.method)
-        archs: tuple[str, ...] = self.once(
-            ("synthesis archs", cell.method, cell.dataset, cell.teacher, cell.protocol, matches),
-            lambda: self.archs(cell, matches, cls.paper_teachers) if cls.needs & {"teacher", "statistics"} else (),
-        )
-        seed = 0 if cls.deterministic else cell.seed
+        seed = 0 if get(cell.method).deterministic else cell.seed
         key = ("synthesis", cell.method, cell.dataset, cell.ipc, archs, seed, matches)
         return self.once(key, lambda: self._make_synthesis(cell, archs, seed, matches))
 
@@ -284,47 +300,50 @@ class Planner:
 
     # How a cell's student learns, and its row.
 
-    def student(self, cell: Cell, matches: tuple[int, ...]) -> Student:
-        """How the cell's student learns."""
+    def row(self, cell: Cell, matches: tuple[int, ...]) -> Row:
+        """What the seeds of a cell share."""
+        key = ("row", cell.method, cell.dataset, cell.ipc, cell.teacher, cell.student, cell.protocol, matches)
+        return self.memo.get(key) or self.once(key, lambda: self._make_row(cell, matches))
 
-        def make() -> Student:
-            rules = [self.rules[i] for i in matches]
-            table = get(cell.method).paper_label_teachers
-            return self.students.plan(
-                cell, self.method(cell, matches)[0], lambda: self.archs(cell, matches, table), rules
-            )
-
-        key = ("student", cell.method, cell.dataset, cell.ipc, cell.teacher, cell.student, cell.protocol, matches)
-        return self.once(key, make)
+    def _make_row(self, cell: Cell, matches: tuple[int, ...]) -> Row:
+        cls = get(cell.method)
+        student = self.students.plan(
+            cell,
+            self.method(cell, matches)[0],
+            lambda: self.archs(cell, matches, cls.paper_label_teachers),
+            [self.rules[i] for i in matches],
+        )
+        archs = self.archs(cell, matches, cls.paper_teachers) if cls.needs & {"teacher", "statistics"} else ()
+        self.synthesis(cell, matches, archs)  # its teachers are listed first
+        online = student.relabel is None and student.archs
+        teachers = self.teacher_inputs(cell.dataset, student.archs, student.special) if online else {}
+        return Row(student, archs, self.prepare(cell.dataset).key, teachers)
 
     def evaluation(self, cell: Cell) -> Stage:
         """The evaluation of a cell, and everything that it needs."""
         matches = self.matcher(cell)
-        student = self.student(cell, matches)
-        synthesis = self.synthesis(cell, matches)
-        inputs = {"prepare": self.prepare(cell.dataset).key, "synthesis": synthesis.key}
+        self.met.add(matches)
+        row = self.row(cell, matches)
+        student = row.student
+        synthesis = self.synthesis(cell, matches, row.archs)
+        inputs = {"prepare": row.prepare, "synthesis": synthesis.key, **row.teachers}
         if student.relabel is not None:
             inputs["relabel"] = self.relabel(cell, synthesis, student).key
-        elif student.archs:
-            inputs |= self.teacher_inputs(cell.dataset, student.archs, student.special)
-        return self.add(
-            "evaluation",
-            EvaluationSpec(
-                cell.method,
-                cell.dataset,
-                cell.ipc,
-                cell.teacher,
-                cell.student,
-                cell.protocol,
-                cell.seed,
-                student.labels,
-                student.label,
-                student.recipe,
-                self.selection.loader,
-                self.selection.precision,
-            ),
-            inputs,
+        spec = EvaluationSpec(
+            cell.method,
+            cell.dataset,
+            cell.ipc,
+            cell.teacher,
+            cell.student,
+            cell.protocol,
+            cell.seed,
+            student.labels,
+            student.label,
+            student.recipe,
+            self.selection.loader,
+            self.selection.precision,
         )
+        return self.add("evaluation", spec, inputs)
 
     def relabel(self, cell: Cell, synthesis: Stage, student: Student) -> Stage:
         """The labels on disk of a cell; students with the same recipe share them, and seeds if no views are drawn."""
@@ -343,7 +362,7 @@ class Planner:
 
     def check_effects(self, cells: list[Cell]) -> None:
         """Refuse an override that no cell, and no teacher of theirs, takes values from."""
-        met = set().union(*set(map(self.matcher, cells)))
+        met = set().union(*self.met)
         named = {
             (c.dataset, arch)
             for c in {(c.dataset, c.teacher): c for c in cells}.values()

@@ -18,7 +18,7 @@ from pathlib import Path
 from suite.cluster.cancel import Flying
 from suite.cluster.cancelled import cancelled_stages
 from suite.cluster.runs import load_run
-from suite.cluster.states import attempt_host
+from suite.cluster.whereabouts import attempt_host
 from suite.spec.stages import KINDS
 from suite.store import Store
 from suite.store.files import read_json

@@ -24,6 +24,8 @@ _OURS = frozenset({
     "array", "dependency", "job-name", "output", "error", "open-mode", "export", "signal", "wrap", "wait", "parsable",
     "kill-on-invalid-dep", "test-only", "clusters",
 })  # fmt: skip
+#: Name under `stages` of syntheses that only put shards together.
+_MERGE = "merge"
 #: Tasks are asked to leave 90 s before their limit; a shorter one would leave no time to work in.
 MIN_MINUTES = 5
 _CLOCK = re.compile(r"(?:(\d{1,3})-)?(\d{1,3}):(\d{2}):(\d{2})")
@@ -130,7 +132,8 @@ class Profile(Resources):
 
     Attributes:
         cluster: `local` (this machine, bounded slots) or `slurm`.
-        stages: Overrides by stage kind (`teacher`) or kind and dataset base (`evaluation:imagenet1k`).
+        stages: Overrides by stage kind (`teacher`) or kind and dataset base (`evaluation:imagenet1k`); `merge` is a
+            synthesis that only puts its shards together.
         max_array: Largest array to submit; the site's own MaxArraySize counts too.
         max_in_flight: Tasks of one array that run at once.
         in_flight_per_run: Tasks of one launch that wait or run at once; by default no limit but the site's.
@@ -178,8 +181,8 @@ class Profile(Resources):
     def _consistent(self) -> Profile:
         for name in self.stages:
             kind, _, base = name.partition(":")
-            if kind not in KINDS:
-                raise ValueError(f"stages.{name}: no stage kind {kind!r} - {did_you_mean(kind, KINDS)}")
+            if kind not in (*KINDS, _MERGE):
+                raise ValueError(f"stages.{name}: no stage kind {kind!r} - {did_you_mean(kind, (*KINDS, _MERGE))}")
             if base and base not in REGISTRY:
                 raise ValueError(f"stages.{name}: no dataset {base!r} - {did_you_mean(base, REGISTRY)}")
         for place, more in [
@@ -198,14 +201,20 @@ class Profile(Resources):
     def resources(self, stage: Stage) -> Resources:
         """What a task with this stage asks for: the profile, then its kind, then its kind and dataset base.
 
-        A shard asks for what its synthesis would, unless `stages: shard` says otherwise.
+        A shard asks for what its synthesis would, unless `stages: shard` says otherwise; a synthesis that merges shards
+        for the same without a GPU, which it has no use for, unless `stages: merge` says otherwise.
         """
         base = dataset(stage.spec.dataset).base
         merged = {n: getattr(self, n) for n in Resources.model_fields}
         kinds = ("synthesis", "shard") if stage.kind == "shard" else (stage.kind,)
-        for name in (n for kind in kinds for n in (kind, f"{kind}:{base}")):
-            if name in self.stages:
-                merged |= {n: v for n, v in self.stages[name] if v is not None}
+        if stage.shards > 1:
+            kinds = (*kinds, _MERGE)
+        for kind in kinds:
+            if kind == _MERGE:
+                merged |= {"gpus": 0, "gpu_type": None}
+            for name in (kind, f"{kind}:{base}"):
+                if name in self.stages:
+                    merged |= {n: v for n, v in self.stages[name] if v is not None}
         return Resources.model_construct(**merged)
 
     def settings(self, store: Path) -> dict[str, Any]:

@@ -5,9 +5,8 @@ Artifacts decide what is done; what Slurm says only explains the rest, so that t
 
 from __future__ import annotations
 
-import socket
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,8 +14,10 @@ from suite.cluster.cancelled import cancelled_stages
 from suite.cluster.ended import never_began, not_begun
 from suite.cluster.query import QueryFailed, Task, in_flight, user_tasks
 from suite.cluster.reconcile import Todo, reconcile
-from suite.cluster.runs import recent_runs, runs_of_jobs
+from suite.cluster.runs import Run, recent_runs, runs_of_jobs
+from suite.cluster.whereabouts import running_at, running_shards
 from suite.cluster.words import LIVE
+from suite.spec.heap import many_objects
 from suite.spec.stages import Stage
 from suite.store import Store
 
@@ -76,12 +77,19 @@ class Picture:
 
 def states(plan: Plan, store: Store) -> Picture:
     """The state of each stage. Slurm is asked once if some stage is not done and jobs were ever submitted."""
+    with many_objects():
+        return _states(plan, store)
+
+
+def _states(plan: Plan, store: Store) -> Picture:
     seen = reconcile(plan, store, cancelled=cancelled_stages(store, plan.name))
     items = {t.index: t for t in (*seen.todo, *seen.held)}
-    tasks, note = _ask(store) if items else ({}, "")
+    tasks, said, runs, note = _ask(store) if items else ({}, [], [], "")
     live = {node for node, task in tasks.items() if task.live}
     open_stages = {(s.kind, s.key): s for s in (plan.stages[i] for i in items)}
-    lost = {} if note else _last_jobs(store, plan.name, {n: s for n, s in open_stages.items() if n not in live})
+    recent = recent_runs(store, plan.name)[:_LAST_RUNS] if items else []
+    lost = {} if note else _last_jobs(recent, {n: s for n, s in open_stages.items() if n not in live})
+    cut = running_shards(store, open_stages, [*runs, *recent], said)
     wanted: dict[str, set[str]] = {}
     for stage in plan.stages if items else ():
         wanted.setdefault(stage.kind, set()).add(stage.key)
@@ -95,29 +103,31 @@ def states(plan: Plan, store: Store) -> Picture:
         there = stage.key in homes[stage.kind]
         attempts = store.attempts(stage.kind, stage.key) if there else []
         state = _state(stage, item, tasks.get((stage.kind, stage.key)), attempts)
-        if state.state == "missing" and not state.job and (stage.kind, stage.key) in lost:
+        if (stage.kind, stage.key) in cut and state.state in ("pending", "missing"):
+            state = replace(state, state="running", detail=cut[stage.kind, stage.key])
+        elif state.state == "missing" and not state.job and (stage.kind, stage.key) in lost:
             state = _gone(stage, *lost[stage.kind, stage.key])
         found.append(state)
     return Picture(plan.name, found, note)
 
 
-def _ask(store: Store) -> tuple[dict[Node, Task], str]:
-    """The task of each stage that Slurm knows, by one query, or an empty answer and why."""
+def _ask(store: Store) -> tuple[dict[Node, Task], list[Task], list[Run], str]:
+    """What Slurm knows, by one query: the task of each stage, all tasks, their runs. Or nothing, and why."""
     if not any((store.root / "runs").glob("*/*/jobs.json")):
-        return {}, ""
+        return {}, [], [], ""
     try:
         tasks = user_tasks()
     except QueryFailed as error:
-        return {}, f"Slurm was not asked: {error.what}"
+        return {}, [], [], f"Slurm was not asked: {error.what}"
     runs = runs_of_jobs(store, {t.name for t in tasks})[::-1]
     ended, live = ([t for t in tasks if t.live is alive] for alive in (False, True))
-    return in_flight(runs, ended) | in_flight(runs, live), ""
+    return in_flight(runs, ended) | in_flight(runs, live), tasks, runs[::-1], ""
 
 
-def _last_jobs(store: Store, grid: str, lost: Mapping[Node, Stage]) -> dict[Node, tuple[str, bool]]:
+def _last_jobs(runs: Sequence[Run], lost: Mapping[Node, Stage]) -> dict[Node, tuple[str, bool]]:
     """The newest task of stages that are neither published nor in flight, and whether it was cancelled in the queue."""
     found: dict[Node, tuple[str, bool]] = {}
-    for run in recent_runs(store, grid)[:_LAST_RUNS] if lost else ():
+    for run in runs if lost else ():
         for array in run.arrays if run.cluster == "slurm" else ():
             for index, pack in enumerate(array.packs if array.job else ()):
                 open_nodes = [run.keys[i] for i in pack if run.keys[i] in lost and run.keys[i] not in found]
@@ -156,26 +166,3 @@ def _in_slurm(stage: Stage, task: Task, job: str) -> State:
         return State(stage, "pending", f"job {job} RUNNING: waits for its turn in the task", job)
     reason = f" ({task.reason})" if task.reason not in ("", "None") else ""
     return State(stage, task.word, f"job {job} {task.state or 'without a state'}{reason}", job)
-
-
-def running_at(attempts: Iterable[Path], task: Task | None) -> str:
-    """Where a stage is being worked on, by its attempts' directories; empty if nowhere.
-
-    An attempt of this host counts while its process lives. One of another host counts while Slurm has its task
-    running; a directory alone may be what a killed attempt left.
-    """
-    for path in attempts:
-        host, pid = attempt_host(path)
-        if host == socket.gethostname():
-            if pid.isdigit() and Path(f"/proc/{pid}").exists():
-                return f"{host}, process {pid}"
-        elif task is not None and task.live and not task.waiting:
-            return f"{host}, job {task.job}_{task.index}"
-    return ""
-
-
-def attempt_host(path: Path) -> tuple[str, str]:
-    """Host and process of an attempt: `<count>-<job>-<restart>-<host>-<pid>-<random>`; a host may hold dashes."""
-    rest, _, _ = path.name.rpartition("-")
-    head, _, pid = rest.rpartition("-")
-    return head.split("-", 3)[-1], pid

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from suite.cluster.profile import Profile, find_profile, load_profile, minutes
 from suite.errors import UserError
-from tests.cluster.toys import ROOT, diamond, prepare
+from tests.cluster.toys import ROOT, diamond, prepare, synthesis
 
 
 def write(tmp_path: Path, text: str) -> Path:
@@ -74,6 +75,20 @@ def test_stage_and_dataset_override_the_profile(tmp_path: Path) -> None:
     digits, cifar = profile.resources(prepare()), profile.resources(prepare("cifar10-n5"))
     assert (digits.gpus, digits.mem, digits.time) == (0, "10G", 240)
     assert (cifar.gpus, cifar.mem, cifar.time) == (0, "20G", 1440)
+
+
+def test_a_merge_asks_for_what_its_synthesis_would_without_a_gpu(tmp_path: Path) -> None:
+    text = "cluster: slurm\ngpus: 1\ngpu_type: h200\nmem: 10G\nstages: {synthesis: {partition: big, gpus: 4}"
+    made = synthesis("sre2l", {}, ())
+    merge = replace(made, shards=3)
+    shard = merge.parts()[0]
+    profile = load_profile(write(tmp_path, text + "}\n"))
+    asked = [(r.partition, r.mem, r.gpus, r.gpu_type) for r in map(profile.resources, (made, shard, merge))]
+    assert asked == [("big", "10G", 4, "h200")] * 2 + [("big", "10G", 0, None)]
+    profile = load_profile(write(tmp_path, text + ", merge: {partition: cpu}, 'merge:digits': {mem: 20G}}\n"))
+    found = profile.resources(merge)
+    assert (found.partition, found.mem, found.gpus) == ("cpu", "20G", 0)
+    assert profile.resources(shard).partition == "big"
 
 
 def test_command_line_overrides_the_file(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ import pytest
 from suite.cluster import query
 from suite.cluster.query import QueryFailed, Task, call, in_flight, live_tasks, max_array_size, parse_squeue
 from suite.cluster.runs import Array, Run
-from suite.cluster.states import running_at, states
+from suite.cluster.states import states
+from suite.cluster.whereabouts import running_at
 from suite.store import Store
 from tests.cluster.toys import diamond, fail, publish
 

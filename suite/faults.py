@@ -3,7 +3,8 @@
 They exist so that the promise "kill -9 at any moment, launch again, nothing is lost" can be tested at the moments that
 matter. Points, in the order in which a stage passes them: start, step (after each step, or each report of progress),
 saving (while a checkpoint is half written), computed, recorded (before the manifest), sealed (manifest written, not yet
-renamed), published. With n, the process dies when it passes the point for the n-th time.
+renamed), published (renamed, its checkpoints still there). With n, the process dies when it passes the point for the
+n-th time.
 """
 
 from __future__ import annotations

@@ -170,7 +170,6 @@ def _attempt(stage: Stage, store: Store, settings: Settings, micro_batches: int,
         if isinstance(error, NumericError):
             discard_checkpoints(store, stage)  # a later attempt would go on behind the NaN
         return False
-    fault_point(stage.kind, "published")
     if stage.shards > 1:
         _finished(stage, store, inputs)
     _say(f"  published after {time.monotonic() - begin:.1f} s")

@@ -119,15 +119,16 @@ def test_an_attempt_that_wakes_up_after_the_survey_is_left(store: Store) -> None
 
 
 def test_failures_and_checkpoints_go_once_their_stage_is_published(store: Store) -> None:
+    publish(PLAN.stages[0], store)
     for index in (0, 1):
         fail(PLAN.stages[index], store, "infra")
         home = store.home(PLAN.stages[index].kind, PLAN.stages[index].key)
         (home / "checkpoints" / "abc").mkdir(parents=True)
         (home / "checkpoints" / "abc" / "a.ckpt").write_bytes(b"z" * 50)
-    publish(PLAN.stages[0], store)
     old(store.root)
     done, waiting = (store.home(s.kind, s.key) for s in PLAN.stages[:2])
     found = look(store)
+    assert found.usage["prepare", "checkpoint"] == 50
     assert {p.parent for p in paths(found) if p.suffix == ".json"} == {done / "failed"}
     assert done / "checkpoints" in paths(found)
     assert not any(waiting in p.parents for p in paths(found)), "they say why, and where it goes on"
@@ -136,6 +137,17 @@ def test_failures_and_checkpoints_go_once_their_stage_is_published(store: Store)
     assert (done / "out").is_dir() and store.open("prepare", PLAN.stages[0].key)
     gone = look(store, references=set())
     assert waiting / "checkpoints" in paths(gone), "no grid asks for its stage any more"
+
+
+def test_what_a_killed_clean_had_half_deleted_is_counted_and_goes(store: Store) -> None:
+    publish(PLAN.stages[0], store)
+    left = store.home("prepare", PLAN.stages[0].key) / ".going-checkpoints-4194999"
+    left.mkdir()
+    (left / "a.ckpt").write_bytes(b"z" * 50)
+    old(store.root)
+    found = look(store)
+    assert paths(found) == {left} and found.usage["prepare", "temporary"] == 50
+    assert delete(found.items[0]) and not left.exists()
 
 
 def test_what_was_set_aside_goes(store: Store) -> None:

@@ -30,10 +30,12 @@ WHAT = {
     "failed": "records of failed attempts of stages that are published, or that no grid references",
     "quarantine": "artifacts that were corrupt, stale or superseded",
     "checkpoint": "checkpoints of stages that are published, or that no grid references",
-    "temporary": "half-written files of killed processes",
+    "temporary": "what killed processes had half written or half deleted",
     "run": "what launches wrote down and tasks printed, of runs that are over",
     "artifact": "published artifacts that no grid references (with --unreferenced), and shards that are merged",
 }
+#: What is being deleted is called so.
+_GOING = ".going-"
 _PARTS = {"out": "artifact", "attempts": "attempt", "failed": "failed", "quarantine": "quarantine",
           "checkpoints": "checkpoint"}  # fmt: skip
 
@@ -120,7 +122,8 @@ class Surveyor:
             return not referenced or (home / "out").is_dir()
 
         for path in home.iterdir():
-            part = _PARTS.get(path.name) or ("temporary" if path.name.endswith(".tmp") else "")
+            left = path.name.endswith(".tmp") or path.name.startswith(_GOING)
+            part = _PARTS.get(path.name) or ("temporary" if left else "")
             if not part:
                 continue
             self.survey.usage[kind, part] += tree(path)[0]
@@ -234,7 +237,7 @@ def delete(item: Item) -> bool:
         return False
     path = item.path
     if item.what in ("artifact", "checkpoint", "run", "attempt"):
-        path = path.with_name(f".going-{path.name}-{os.getpid()}")
+        path = path.with_name(f"{_GOING}{path.name}-{os.getpid()}")
         item.path.rename(path)
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)

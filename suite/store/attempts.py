@@ -97,6 +97,7 @@ class Attempt:
                     continue
             fsync_dir(self.home)
             self.published = True
+            fault_point(self.stage.kind, "published")
             discard_checkpoints(self.store, self.stage)
             self._mark([*manifest["files"], *manifest["records"]])
             return Artifact(self.home / "out", manifest)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from suite.cluster.garbage import Surveyor, delete
 from suite.grid import Plan
 from suite.spec.stages import KINDS, Stage
 from suite.store import Store
@@ -128,3 +129,23 @@ def test_killed_stage_completes_at_the_next_launch(
     store = Store(shutil.copytree(before.root, tmp_path / "store"))
     shutil.rmtree(store.home(stage.kind, stage.key), ignore_errors=True)
     kill_and_repeat(plan, reference, store, index, point)
+
+
+@pytest.mark.ffcv
+@pytest.mark.parametrize("kind", ["synthesis", "relabel"])
+def test_checkpoints_that_outlive_a_publication_are_counted_listed_and_removed(
+    tiny: tuple[Plan, Store, Path], tmp_path: Path, kind: str
+) -> None:
+    """The process dies between the rename and their deletion; of a label stream they hold another link of the file."""
+    plan, reference, _ = tiny
+    index = find(plan, kind, "sre2l" if kind == "synthesis" else "")
+    stage = plan.stages[index]
+    store = Store(shutil.copytree(reference.root, tmp_path / "store"))
+    shutil.rmtree(store.home(kind, stage.key))
+    assert run_in_fork(write_run(plan, store, ALWAYS), [index], fault=f"{kind}:published") == -9
+    found = Surveyor(store, None, [], 0.0, False).look()
+    (item,) = [i for i in found.items if i.what == "checkpoint"]
+    assert found.usage[kind, "checkpoint"] == item.size > 0 and item.why == "its stage is published"
+    assert delete(item)
+    assert not (store.home(kind, stage.key) / "checkpoints").exists()
+    assert store.open(kind, stage.key).digest == reference.open(kind, stage.key).digest

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from suite.errors import UserError
+from suite.provenance import provenance
 
 if TYPE_CHECKING:
     import torch
@@ -66,6 +67,10 @@ def run(arguments: argparse.Namespace) -> int:
     """Measure and print a line a stage kind; 1 if one of them costs more than 5 % of its time."""
     if arguments.minutes <= 0 or arguments.saves < 1 or arguments.ipc < 1:
         raise UserError("--minutes, --saves and --ipc are at least 1", hint="python -m suite.bench checkpoint --help")
+    import torch
+
+    from suite.stages.context import device_info
+
     load = os.getloadavg()
     rows = []
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
@@ -78,8 +83,15 @@ def run(arguments: argparse.Namespace) -> int:
                 flush=True,
             )
     if arguments.json:
-        machine = {"cpus": os.cpu_count(), "load_before": load, "load_after": os.getloadavg()}
-        body = {"minutes": arguments.minutes, "saves": arguments.saves, "machine": machine, "rows": rows}
+        machine = {"cores": os.cpu_count(), "load_before": load, "load_after": os.getloadavg()}
+        body = {
+            "benchmark": "checkpoint",
+            "device": device_info(torch.device("cpu")) | machine,
+            "provenance": provenance(),
+            "minutes": arguments.minutes,
+            "saves": arguments.saves,
+            "rows": rows,
+        }
         arguments.json.write_text(json.dumps(body, indent=1, sort_keys=True) + "\n")
     return 0 if all(row["percent"] <= 5 for row in rows) else 1
 

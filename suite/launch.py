@@ -157,8 +157,11 @@ def ask_slurm(launch: Launch) -> None:
     """Learn which stages earlier launches have waiting or running in Slurm, and how their other tasks ended."""
     from suite.cluster.query import in_flight, user_tasks
     from suite.cluster.runs import recent_runs, runs_of_jobs
+    from suite.cluster.submitting import await_others
 
-    plan, store = launch.plan, launch.store
+    plan, store, retry = launch.plan, launch.store, launch.arguments.retry
+    if await_others(store, [(s.kind, s.key) for t in launch.state.todo for s in [plan.stages[t.index]]]):
+        launch.state = reconcile(plan, store, retry, cancelled_stages(store, plan.name))
     if not any((store.root / "runs").glob("*/*/jobs.json")):
         return
     tasks = user_tasks()
@@ -294,6 +297,7 @@ def start(launch: Launch) -> int:
             run_local(run, waves, stages, launch.store, launch.profile, lambda fresh: advance(len(fresh)))
         return finish(launch)
     from suite.cluster.slurm import PATIENCE, submit
+    from suite.cluster.submitting import submitting
 
     flying = {(launch.plan.stages[i].kind, launch.plan.stages[i].key): task for i, task in launch.flying.items()}
     avoid = nodes_to_avoid(todo)
@@ -301,7 +305,8 @@ def start(launch: Launch) -> int:
         say(f"not on {' '.join(avoid)}, where stages failed")
     patience = inf if launch.arguments.wait else PATIENCE
     try:
-        submit(run, waves, stages, launch.profile, flying, avoid, patience)
+        with submitting(run):
+            submit(run, waves, stages, launch.profile, flying, avoid, patience)
     finally:  # interrupted, too: what is submitted goes on
         print_submitted(launch, run)
     if launch.arguments.wait:

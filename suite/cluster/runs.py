@@ -5,6 +5,7 @@
     stages.jsonl    line i is stage i of this run
     keys.txt        its kind and key: what a look at a run needs, a thirtieth of the bytes
     jobs.json       the arrays: names, packs, and job ids once Slurm has given them
+    submitting.json which process submits it, as long as one does
     adopted.json    job ids that a later launch found by the names, if this one died before it wrote them down
     logs/           what workers printed, and submitit's own files
 """
@@ -139,7 +140,7 @@ def _adopted(path: Path) -> dict[str, str]:
         return {}
 
 
-def _keys(path: Path) -> list[tuple[str, str]]:
+def run_keys(path: Path) -> list[tuple[str, str]]:
     """(kind, key) of a run's stages; from the stages themselves in runs that were begun before there was `keys.txt`."""
     try:
         words = [line.partition(" ") for line in (path / "keys.txt").read_text().splitlines()]
@@ -162,7 +163,7 @@ def load_run(path: Path) -> Run | None:
         adopted = _adopted(path)
         for array in run.arrays:
             array.job = array.job or adopted.get(array.name)
-        run.keys = _keys(path)
+        run.keys = run_keys(path)
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return run

@@ -14,6 +14,7 @@ from suite.cluster.query import Task, max_array_size
 from suite.cluster.runs import Array, Run
 from suite.cluster.sbatch import REQUEUES, NoRoom, Refused, job_environment, sbatch, write_script
 from suite.cluster.show import plural
+from suite.cluster.submitting import beat
 from suite.cluster.task import write_packs
 from suite.cluster.waves import Wave
 from suite.cluster.window import PATIENCE, Window
@@ -66,7 +67,8 @@ def submit(
         raise UserError("Slurm replaces % in the names of logs", where=str(run.path), hint="choose another store")
     limit = min(profile.max_array, max_array_size())
     drafts = make_drafts(waves, stages, limit, profile.max_submissions)
-    submission = _Submission(run, stages, profile, dict(flying or {}), avoid, Window(run.id, profile, patience))
+    window = Window(run.id, profile, patience, lambda: beat(run.path))
+    submission = _Submission(run, stages, profile, dict(flying or {}), avoid, window)
     for number, draft in enumerate(drafts):
         try:
             submission.submit(number, draft)
@@ -150,6 +152,7 @@ class _Submission:
             self.run.save()
             raise
         self.run.save()
+        beat(self.run.path)
         self.sizes[array.job] = len(indices)
         for index in indices:
             self.jobs[number, index] = array.job

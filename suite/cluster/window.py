@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from suite.cluster.profile import Profile
 from suite.cluster.query import live_tasks
@@ -25,14 +26,17 @@ class Window:
         run_id: The run, whose own tasks are counted for `in_flight_per_run`.
         profile: Gives the limits.
         patience: Seconds without any room after which to give up.
+        beat: Called before every pause.
     """
 
-    def __init__(self, run_id: str, profile: Profile, patience: float = PATIENCE) -> None:
+    def __init__(
+        self, run_id: str, profile: Profile, patience: float = PATIENCE, beat: Callable[[], None] = lambda: None
+    ) -> None:
         self.prefix = f"suite-{run_id}-"
         self.per_run = profile.in_flight_per_run
         self.per_user = profile.in_flight_per_user
         self.learnt: int | None = None
-        self.patience = patience
+        self.patience, self.beat = patience, beat
         self.pause = _FIRST
 
     def room(self, wanted: int) -> int:
@@ -55,6 +59,7 @@ class Window:
             if time.monotonic() - since >= self.patience:
                 raise NoRoom(f"no room for {wanted} more tasks: {all_of_them} are in Slurm")
             say(f"{all_of_them} tasks are in Slurm: waiting for room for {wanted} more")
+            self.beat()
             time.sleep(min(pause, self.patience))
             pause, before = min(pause * 1.5, _LONGEST), all_of_them
         return wanted
@@ -70,6 +75,7 @@ class Window:
             raise error
         self.learnt = there or size // 2
         if there:
+            self.beat()
             time.sleep(min(self.pause, self.patience))
             self.pause = min(self.pause * 1.5, _LONGEST)
 

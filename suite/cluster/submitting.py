@@ -1,0 +1,106 @@
+"""Launches that are still submitting: others that want the same stages wait until these are in Slurm, and find them.
+
+A launch leaves a file in its run while it submits. No lock: two launches that begin within the same second may both
+submit a stage, which is then computed twice and published once.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from suite.cluster.pack import process_mark
+from suite.cluster.runs import Run, run_keys
+from suite.cluster.show import plural, say
+from suite.cluster.window import PATIENCE
+from suite.errors import InfraError
+from suite.store import Store
+from suite.store.files import read_json, write_json
+
+Node = tuple[str, str]
+FILE = "submitting.json"
+#: Pauses between two looks.
+_FIRST, _LONGEST = 0.5, 15.0
+
+
+class StillSubmitting(InfraError):
+    """Another launch submits the same stages, and does not come to an end."""
+
+    exit_code = 3
+
+
+@contextmanager
+def submitting(run: Run) -> Iterator[None]:
+    """Let other launches know that this run is being submitted."""
+    path = run.path / FILE
+    write_json(path, {"schema": 1, "host": socket.gethostname(), "process": process_mark(os.getpid())})
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def beat(run: Path) -> None:
+    """Show other hosts that the launch of a run lives."""
+    with suppress(FileNotFoundError):
+        os.utime(run / FILE)
+
+
+def await_others(store: Store, nodes: Collection[Node], patience: float = PATIENCE) -> bool:
+    """Wait while other launches submit some of these stages.
+
+    Args:
+        store: The store.
+        nodes: What is to be submitted, by (kind, key).
+        patience: Seconds after which to give up; and after which a launch of another host, which cannot be asked
+            whether it lives, counts as dead if its file did not change.
+
+    Returns:
+        Whether there was something to wait for.
+
+    Raises:
+        StillSubmitting: If another launch still submits after that time.
+    """
+    wanted, changes = set(nodes), _Changes(patience)
+    begin, pause, said = time.monotonic(), _FIRST, set()
+    while others := [p for p in sorted(store.root.glob(f"runs/*/*/{FILE}")) if changes.alive(p) and wanted & _of(p)]:
+        if time.monotonic() - begin > 2 * patience:
+            raise StillSubmitting("another launch still submits the same stages", where=str(others[0]),
+                                  hint="launch again later, or remove this file if that launch is dead")  # fmt: skip
+        for path in [p for p in others if p not in said]:
+            said.add(path)
+            count = plural(len(wanted & _of(path)), "stage")
+            say(f"run {path.parent.name} is just submitting {count} of these: waiting for it ({path})")
+        time.sleep(pause)
+        pause = min(pause * 1.5, _LONGEST)
+    return bool(said)
+
+
+def _of(path: Path) -> set[Node]:
+    try:
+        return set(run_keys(path.parent))
+    except FileNotFoundError:  # cleaned away meanwhile
+        return set()
+
+
+class _Changes:
+    """Which launches live: by their process on this host, by changes of their files on others; clocks may differ."""
+
+    def __init__(self, patience: float) -> None:
+        self.patience = patience
+        self.seen: dict[Path, tuple[int, float]] = {}
+
+    def alive(self, path: Path) -> bool:
+        try:
+            body, changed = read_json(path), path.stat().st_mtime_ns
+        except FileNotFoundError:
+            return False
+        if body["host"] == socket.gethostname():
+            return process_mark(int(body["process"].partition(":")[0])) == body["process"]
+        if self.seen.get(path, (0, 0.0))[0] != changed:
+            self.seen[path] = changed, time.monotonic()
+        return time.monotonic() - self.seen[path][1] < self.patience

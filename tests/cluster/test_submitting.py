@@ -1,0 +1,104 @@
+"""A launch waits for another one that is just submitting the same stages, and then finds them in Slurm."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from suite.cluster.profile import Profile
+from suite.cluster.runs import Run, create_run
+from suite.cluster.submitting import FILE, StillSubmitting, await_others, beat, submitting
+from suite.store import Store
+from suite.store.files import write_json
+from tests.cluster.toys import diamond
+from tests.faults.toy_site import ToySite, wait_for
+
+PLAN = diamond()
+NODES = [(s.kind, s.key) for s in PLAN.stages]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return create_run(Store(tmp_path / "store"), "other", PLAN.stages[:2], Profile(cluster="slurm"))
+
+
+def store(run: Run) -> Store:
+    return Store(run.path.parents[2])
+
+
+def test_a_second_launch_during_the_first_submits_nothing_again(tmp_path: Path) -> None:
+    """Three arrays of one task, a second a call: the second launch begins behind the first call."""
+    site = ToySite(tmp_path, None, seeds=1)
+    jobs = tmp_path / "jobs"
+    site.commands.fault("sbatch", f'sleep 1; echo "$((1000 + n))|0|PENDING|None||$(basename "$(dirname "${{@: -1}}")")"'
+                                  f' >> {jobs}; echo $((1000 + n)); exit')  # fmt: skip
+    site.commands.fault("squeue", f"[ -e {jobs} ] && cat {jobs}; exit 0")
+    site.commands.fault("scontrol", "echo 'MaxArraySize            = 1001'; exit")
+    (site.commands.folder / "srun").symlink_to("/bin/false")
+    first = site.start()
+    wait_for(lambda: site.commands.calls("sbatch"))
+    second = site.launch()
+    out, err = first.communicate(timeout=60)
+    assert first.returncode == second.returncode == 0, out + err + second.stdout + second.stderr
+    assert "is just submitting 3 stages of these: waiting" in second.stdout
+    assert "nothing to submit: 3 stages in flight" in second.stdout
+    submitted = Counter(i for a in site.arrays() for pack in a["packs"] for i in pack)
+    assert submitted == {0: 1, 1: 1, 2: 1}
+    assert not list(site.store.root.rglob(FILE))
+
+
+def test_waiting_ends_with_the_other_launch(run: Run) -> None:
+    ended: list[float] = []
+
+    def other() -> None:
+        with submitting(run):
+            time.sleep(1.0)
+        ended.append(time.monotonic())
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    wait_for((run.path / FILE).exists)
+    assert await_others(store(run), NODES)
+    assert ended
+    thread.join()
+    assert not await_others(store(run), NODES), "nobody submits any more"
+
+
+def test_launches_of_other_stages_and_dead_ones_are_not_waited_for(run: Run) -> None:
+    with submitting(run):
+        assert not await_others(store(run), NODES[2:])
+    gone = f"{os.getpid()}:1"  # this process's number, given to another before
+    write_json(run.path / FILE, {"schema": 1, "host": socket.gethostname(), "process": gone})
+    assert not await_others(store(run), NODES)
+
+
+def test_a_launch_on_another_host_counts_as_dead_when_its_file_stays_as_it_is(run: Run) -> None:
+    write_json(run.path / FILE, {"schema": 1, "host": "login-2", "process": "7:7"})
+    begin = time.monotonic()
+    assert await_others(store(run), NODES, patience=0.5)
+    assert 0.5 <= time.monotonic() - begin < 10
+
+
+def test_a_launch_on_another_host_that_never_ends_is_named(run: Run) -> None:
+    write_json(run.path / FILE, {"schema": 1, "host": "login-2", "process": "7:7"})
+    over = threading.Event()
+
+    def beats() -> None:
+        while not over.wait(0.1):
+            beat(run.path)
+
+    thread = threading.Thread(target=beats)
+    thread.start()
+    try:
+        with pytest.raises(StillSubmitting, match=r"submitting\.json") as caught:
+            await_others(store(run), NODES, patience=0.5)
+    finally:
+        over.set()
+        thread.join()
+    assert caught.value.exit_code == 3 and "remove this file" in caught.value.hint

@@ -40,7 +40,8 @@ def from_store(store: Store, marks: Marks | None = None) -> Rows:
             found, unreadable = _failures(store, "evaluation", key)
             failures += found
             refused += unreadable
-    return collect(records, failures=failures, refused=refused, known=known)
+    made = _syntheses(store, failures)
+    return collect(records, failures=failures, refused=refused, known=known, synthesis=made)
 
 
 def from_file(path: Path) -> Rows:

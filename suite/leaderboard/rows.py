@@ -17,6 +17,7 @@ import pandas as pd
 
 from suite.leaderboard.external import is_external, marked
 from suite.spec.keys import canonical, digest
+from suite.spec.stages import EXTERNAL
 from suite.store.records import Record
 
 #: What identifies a cell, apart from its seed.
@@ -118,7 +119,7 @@ def collect(
         refused: Records that could not even be read.
         excluded: (count, why) of cells that the grid leaves out.
         synthesis: Synthesis stages by key, as `Stage.to_json` gives them. Rows whose syntheses differ in more than the
-            seed are never averaged.
+            seed are never averaged; holes of sets from elsewhere are known by theirs.
         known: Lines that were made from records before, as `lines_of` gives them.
     """
     raw, denied, failed = lines_of(records, synthesis or {})
@@ -133,7 +134,7 @@ def collect(
         if key in there:
             continue
         try:
-            gaps.add(hole(record, failure_reason(record, attempts[key])))
+            gaps.add(hole(record, failure_reason(record, attempts[key]), synthesis or {}))
         except (KeyError, TypeError, ValueError):
             denied.append(Refusal(str(key), label(record.spec), "unreadable record of a failed attempt"))
     return Rows(frame, sorted(gaps), sorted({*denied, *refused}), sorted(excluded))
@@ -206,11 +207,12 @@ def failure_reason(record: Record, attempts: int = 1) -> str:
     return (f"{head}: {message}" if message else head) + tail
 
 
-def hole(record: Record, reason: str) -> Hole:
-    """The hole that a record of a failed attempt leaves."""
+def hole(record: Record, reason: str, synthesis: Mapping[str, Mapping[str, Any]]) -> Hole:
+    """The hole that a record of a failed attempt leaves; that of a set from elsewhere is marked like its rows."""
     s = record.spec
+    method = marked(str(s["method"]), _synthesis_of(record, synthesis).get("spec", {}).get("method") == EXTERNAL)
     return Hole(
-        str(s["method"]), str(s["dataset"]), _integer(s["ipc"], "ipc"), str(s["teacher"]), str(s["student"]),
+        method, str(s["dataset"]), _integer(s["ipc"], "ipc"), str(s["teacher"]), str(s["student"]),
         str(s["protocol"]), _integer(s["seed"], "seed"), record.key, reason,
     )  # fmt: skip
 

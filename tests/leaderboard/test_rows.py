@@ -99,6 +99,13 @@ def test_a_diverged_attempt_is_a_hole_never_a_zero() -> None:
     assert pd.isna(line["mean"]) and pd.isna(line["rank"])
 
 
+def test_a_failed_evaluation_of_a_set_from_elsewhere_is_a_hole_marked_like_its_rows() -> None:
+    guest, own = failed(method="guest"), failed(method="rded")
+    made = {guest.inputs["synthesis"]["key"]: {"spec": {"method": "external"}}}
+    rows = collect([], failures=[guest, own], synthesis=made)
+    assert [h.method for h in rows.holes] == ["guest (external)", "rded"]
+
+
 def test_a_published_row_hides_its_failed_attempts() -> None:
     rows = collect([record()], failures=[failed()])
     assert len(rows.frame) == 1

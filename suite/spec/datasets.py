@@ -17,12 +17,16 @@ from functools import lru_cache
 
 from suite.errors import UserError, did_you_mean
 
-_IMAGENET = "ImageNet terms of access (image-net.org/download): non-commercial research and education"
-_FASTAI = f"{_IMAGENET}; fast.ai's Apache-2.0 licence covers its repository, not the images"
-_DIGITS = "CC BY 4.0 (Alpaydin and Kaynak, Optical Recognition of Handwritten Digits, UCI; via scikit-learn)"
+_IMAGENET = "ImageNet terms of access: non-commercial research and education only; see https://image-net.org/download"
+_SUBSET = f"no terms of its own are known to us; its images are ImageNet's ({_IMAGENET})"
+_FASTAI = f"images are ImageNet's ({_IMAGENET}); for the packaging see https://github.com/fastai/imagenette"
+_DIGITS = (
+    "CC BY 4.0, see https://archive.ics.uci.edu/dataset/80 (Alpaydin and Kaynak, Optical Recognition of Handwritten "
+    "Digits; via scikit-learn)"
+)
 _TINY_IMAGES = (
-    "no licence is stated by its authors (Krizhevsky, 2009: cite the technical report); its source, 80 Million Tiny "
-    "Images, was withdrawn by its authors in 2020; it is used for research"
+    "its page states no licence and asks to cite Krizhevsky's technical report of 2009; its source, 80 Million Tiny "
+    "Images, has been withdrawn; see https://www.cs.toronto.edu/~kriz/cifar.html"
 )
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -91,10 +95,12 @@ REGISTRY: dict[str, Dataset] = {
         _entry(
             "cifar100", 100, 32, 50_000, 10_000, (0.5071, 0.4866, 0.4409), (0.2673, 0.2564, 0.2762), 32, _TINY_IMAGES
         ),
-        _entry("tinyimagenet", 200, 64, 100_000, 10_000, (0.4802, 0.4481, 0.3975), (0.2302, 0.2265, 0.2262), 64),
+        _entry(
+            "tinyimagenet", 200, 64, 100_000, 10_000, (0.4802, 0.4481, 0.3975), (0.2302, 0.2265, 0.2262), 64, _SUBSET
+        ),
         _entry("imagenette", 10, 224, 9_469, 3_925, licence=_FASTAI),
         _entry("imagewoof", 10, 224, 9_025, 3_929, licence=_FASTAI),
-        _entry("imagenet100", 100, 224, 126_689, 5_000),
+        _entry("imagenet100", 100, 224, 126_689, 5_000, licence=_SUBSET),
         _entry("imagenet1k", 1000, 224, 1_281_167, 50_000),
         _entry("imagenet21k", 10_450, 224, 11_060_223, 522_500),
     )

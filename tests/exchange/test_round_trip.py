@@ -17,6 +17,13 @@ pytestmark = pytest.mark.ffcv
 
 ROWS = ["hard", "paper", "vector", "stored", "pruned", "online"]
 FORMS = ["imagefolder", "beton", "safetensors"]
+#: Each policy in one form and each form with two policies; the other pairs are slow. Forms and labels are independent:
+#: that every form of every policy holds the store's pixels and labels is tested in `test_export`.
+PAIRS = [
+    pytest.param(policy, form, marks=() if (i + j) % 3 == 0 else pytest.mark.slow)
+    for i, policy in enumerate(ROWS)
+    for j, form in enumerate(FORMS)
+]
 
 
 def row_of(output: str, store: Store) -> Record:
@@ -36,8 +43,7 @@ def board(store: Store) -> dict[str, dict[str, Any]]:
     return {line["key"]: line for line in plain_records(from_store(store).frame)}
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("policy", ROWS)
+@pytest.mark.parametrize(("policy", "form"), PAIRS)
 def test_an_exported_row_scores_exactly_as_its_own(
     made: Made, tmp_path: Path, export: Command, evaluate: Command, policy: str, form: str
 ) -> None:

@@ -29,6 +29,8 @@ from suite.store import Store
 from suite.store.files import sha256
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from suite.leaderboard.gallery import Gallery
     from suite.leaderboard.rows import Rows
     from suite.leaderboard.tables import Table
@@ -66,15 +68,18 @@ def _make(arguments: argparse.Namespace, selection: Selection, folder: Path) -> 
         raise UserError("there are no rows to report", where=str(arguments.store), hint=command)
     from suite.comparisons import beside, over_nights, since
     from suite.leaderboard.make import make
+    from suite.leaderboard.statistics import groups
 
     history = over_nights(selection.store, name) if selection.plan else []
     if arguments.against:
         store = None if arguments.rows else selection.store
         history.insert(0, since(arguments.against, rows, store, selection.plan))
-    tables = make(rows, beside(rows, arguments.published, arguments.diversity, arguments.grid), history)
+    papers = beside(rows, arguments.published, arguments.diversity, arguments.grid)  # marks changed settings in rows
+    grouped = groups(rows)
+    tables = make(rows, papers, history, grouped)
     text = _text(tables, rows)
     pictures = _pictures(rows, selection.store, arguments.gallery)
-    stamp(folder, selection.state, write(folder, name, rows, tables, text, selection.store, pictures))
+    stamp(folder, selection.state, write(folder, name, rows, grouped, tables, text, selection.store, pictures))
     return text
 
 
@@ -86,7 +91,14 @@ def _pictures(rows: Rows, store: Store, choice: str) -> Gallery | None:
 
 
 def write(
-    folder: Path, name: str, rows: Rows, tables: list[Table], text: str, store: Store, gallery: Gallery | None
+    folder: Path,
+    name: str,
+    rows: Rows,
+    grouped: pd.DataFrame,
+    tables: list[Table],
+    text: str,
+    store: Store,
+    gallery: Gallery | None,
 ) -> list[str]:
     """Write all files of a report; everything is rendered before the first file is replaced.
 
@@ -106,8 +118,8 @@ def write(
 
     files = table_files(name, rows, tables) | figure_files(tables)
     files[TEXT] = text.encode()
-    files["overview.png"] = overview(tables[0], rows, name)
-    files |= site(name, rows, tables, store=store, gallery=gallery, files=list(files))
+    files["overview.png"] = overview(tables[0], rows, name, grouped=grouped)
+    files |= site(name, rows, tables, store=store, gallery=gallery, files=list(files), grouped=grouped)
     for file, data in files.items():
         write_bytes(folder / file, data)
     for old in (p for part in FOLDERS for p in (folder / part).glob("*")):

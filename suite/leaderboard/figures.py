@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
@@ -67,10 +68,12 @@ def _panels(name: str, table: Table, draw: Callable[[Axes, pd.DataFrame], None])
     columns = [
         c for c in ("method", "ipc", "mean", "low", "high", "synthesis_seconds", "total_bytes") if c in table.frame
     ]
-    frame = pd.DataFrame(plain_records(table.frame.loc[table.frame["mean"].notna(), [*_PANEL, "teacher", *columns]]))
-    if frame.empty:
+    there = table.frame.loc[table.frame["mean"].notna(), [*_PANEL, "teacher", *columns]]
+    if there.empty:
         return {}
-    frame[columns[2:]] = frame[columns[2:]].astype(float)
+    frame = there.astype(dict.fromkeys((*_PANEL, "teacher", "method"), object))
+    frame = frame.assign(**{c: there[c].to_numpy(dtype=float, na_value=np.nan) for c in columns[2:]})
+    frame["ipc"] = there["ipc"].to_numpy(dtype=int)
     several = frame["teacher"].nunique() > 1
     frame["series"] = frame["method"] + (" by " + frame["teacher"] if several else "")
     counts = frame.groupby(_PANEL)["series"].nunique().sort_values(ascending=False, kind="stable")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import re
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from suite.leaderboard.rows import Rows
+from suite.leaderboard.statistics import plain_values
 from suite.leaderboard.tables import Column, Table
 
 if TYPE_CHECKING:
@@ -111,21 +114,25 @@ def sort_value(column: Column, value: Any) -> str:
 def to_csv(table: Table) -> str:
     """CSV with ten digits, empty cells for what is missing, and the footnotes' text in the last column."""
     data = plain_frame(table)
-    for c in table.columns:
-        if c.csv and c.form in ("text", "notes"):
-            values = data[c.name]
-            data[c.name] = values.map({v: csv_text(v, c.longest) for v in values.dropna().unique()})
-        elif c.csv:
-            data[c.name] = _in_full(data[c.name])
-    data.columns = pd.Index([csv_text(name) for name in data.columns])
-    return str(data.to_csv(index=False, lineterminator="\n", float_format="%.10g"))
+    longest = {c.name: c.longest for c in table.columns if c.csv and c.form in ("text", "notes")}
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow([csv_text(name) for name in data.columns])
+    columns = [_csv_texts(column, longest.get(str(name))) for name, column in data.items()]
+    writer.writerows(zip(*columns, strict=True))
+    return out.getvalue()
 
 
-def _in_full(column: pd.Series) -> pd.Series:
-    """Large counts with all of their digits: bytes and iterations pass ten billion."""
-    if column.dtype != "Float64" or not (column.abs() >= 1e10).any():
-        return column
-    return column.map(lambda v: f"{v:.10g}" if abs(v) < 1e10 else f"{v:.0f}", na_action="ignore").astype("string")
+def _csv_texts(column: pd.Series, longest: int | None) -> list[str]:
+    """A column's cells: distinct texts are spelt once, large counts have all of their digits."""
+    values = plain_values(column)
+    if longest is not None:
+        known = {v: "" if v is None else csv_text(v, longest) for v in set(values)}
+        return [known[v] for v in values]
+    if column.dtype != "Float64":
+        return ["" if v is None else str(v) for v in values]
+    # Bytes and iterations pass ten billion.
+    return ["" if v is None else f"{v:.10g}" if abs(v) < 1e10 else f"{v:.0f}" for v in values]
 
 
 def plain_frame(table: Table) -> pd.DataFrame:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import pandas as pd
+
 from suite.leaderboard.boards import accuracy, storage, synthesis_time
 from suite.leaderboard.crossings import crossings
 from suite.leaderboard.published import Published
@@ -29,7 +31,9 @@ class Beside:
     measure: str = "python -m suite.bench diversity GRID --network ARCH --json FILE"
 
 
-def make(rows: Rows, beside: Beside | None = None, history: Sequence[Table] = ()) -> list[Table]:
+def make(
+    rows: Rows, beside: Beside | None = None, history: Sequence[Table] = (), grouped: pd.DataFrame | None = None
+) -> list[Table]:
     """The leaderboards, their crossings, papers beside measurements, and history; tables without a line are left out.
 
     The first three are always accuracy, synthesis time and storage, in this order.
@@ -38,9 +42,10 @@ def make(rows: Rows, beside: Beside | None = None, history: Sequence[Table] = ()
         rows: What they are made from.
         beside: What stands beside the rows.
         history: Tables of changes and trends.
+        grouped: `statistics.groups` of the rows, where that was done already.
     """
     beside = beside or Beside()
-    grouped = groups(rows)
+    grouped = groups(rows) if grouped is None else grouped
     found = [accuracy(grouped, beside.papers), synthesis_time(rows), storage(grouped)]
     found += crossings(rows, grouped, beside.similarity, beside.measure)
     if beside.papers is not None:

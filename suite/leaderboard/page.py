@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import jinja2
+import pandas as pd
 from markupsafe import Markup
 
 from suite.leaderboard.details import index, side_files
@@ -22,7 +22,8 @@ from suite.leaderboard.embed import embed, facets, script_json
 from suite.leaderboard.formats import clean, legend, remarks
 from suite.leaderboard.gallery import Gallery
 from suite.leaderboard.points import points
-from suite.leaderboard.rows import GROUP, Rows
+from suite.leaderboard.rows import Rows
+from suite.leaderboard.statistics import groups, plain_records
 from suite.leaderboard.tables import Table
 from suite.store import Store
 
@@ -59,6 +60,7 @@ def site(
     store: Store | None = None,
     gallery: Gallery | None = None,
     files: Iterable[str] = (),
+    grouped: pd.DataFrame | None = None,
 ) -> dict[str, bytes]:
     """The page and its side files, by name.
 
@@ -69,20 +71,27 @@ def site(
         store: Where records and logs of single rows lie.
         gallery: Pictures; without them the page has no gallery.
         files: Other files of the report, which the page links to.
+        grouped: `statistics.groups` of the rows, where that was done already.
     """
     made = {**side_files(rows, store), **(gallery.files if gallery else {})}
-    return {"index.html": page(name, rows, tables, gallery, files).encode(), **made}
+    return {"index.html": page(name, rows, tables, gallery, files, grouped).encode(), **made}
 
 
 def page(
-    name: str, rows: Rows, tables: Sequence[Table], gallery: Gallery | None = None, files: Iterable[str] = ()
+    name: str,
+    rows: Rows,
+    tables: Sequence[Table],
+    gallery: Gallery | None = None,
+    files: Iterable[str] = (),
+    grouped: pd.DataFrame | None = None,
 ) -> str:
     """The page itself; arguments as for `site`."""
+    grouped = groups(rows) if grouped is None else grouped
     names = sorted(files)
     data = {
         "tables": [embed(t) for t in tables],
         "facets": facets(rows),
-        "points": points(rows),
+        "points": points(rows, grouped),
         **index(rows),
         "gallery": gallery.body if gallery else None,
     }
@@ -95,10 +104,10 @@ def page(
             name=clean(name),
             sections=[(SECTIONS[s], [t for t in tables if t.section == s]) for s in SECTIONS],
             tables=tables,
-            downloads={t.slug: [f for f in names if f.rpartition("/")[2].startswith(f"{t.slug}.")] for t in tables},
+            downloads={t.slug: _downloads(t.slug, names) for t in tables},
             files=names,
             gallery=gallery,
-            facts=facts(rows),
+            facts=facts(rows, grouped),
             remarks=remarks(rows),
             summary=provenance(rows),
             data=script_json(data),
@@ -114,18 +123,24 @@ def _file(name: str) -> str:
     return (_TEMPLATES / name).read_text(encoding="utf-8")
 
 
+def _downloads(slug: str, names: Iterable[str]) -> list[str]:
+    """The files of a table, those beside the page first."""
+    found = [n for n in names if n.rpartition("/")[2].startswith(f"{slug}.")]
+    return sorted(found, key=lambda n: (n.count("/"), n))
+
+
 def _digest(text: str) -> str:
     """What a content security policy calls a text by."""
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
 
 
-def facts(rows: Rows) -> list[tuple[str, str]]:
+def facts(rows: Rows, grouped: pd.DataFrame) -> list[tuple[str, str]]:
     """The numbers at the head of the page: (label, value)."""
     f = rows.frame
     found: list[tuple[str, int]] = [
         ("methods", f["method"].nunique()),
         ("datasets", f["dataset"].nunique()),
-        ("cells", len(f[list(GROUP)].drop_duplicates())),
+        ("cells", int((grouped["n"] > 0).sum())),
         ("rows", len(f)),
         ("holes", len(rows.holes)),
     ]
@@ -133,21 +148,25 @@ def facts(rows: Rows) -> list[tuple[str, str]]:
         found.append(("refused", len(rows.refused)))
     if uncommitted := int((f["dirty"].fillna("") != "").sum()):
         found.append(("rows from uncommitted code", uncommitted))
-    return [(label, f"{count:,}") for label, count in found]
+    return [(label.removesuffix("s") if count == 1 else label, f"{count:,}") for label, count in found]
 
 
 def provenance(rows: Rows) -> list[tuple[str, list[tuple[str, int]]]]:
     """Where the rows come from: (what, [(value, number of rows)])."""
     f = rows.frame
-    changed = " + uncommitted " + f["dirty"].fillna("")
-    commit = f["commit"].where(f["dirty"].fillna("") == "", f["commit"] + changed)
-    named: list[tuple[str, Any]] = [
-        ("Code commit", commit),
-        ("Evaluation device", f["evaluation_device"]),
-        ("Synthesis device", f["device"].dropna()),
-        ("Loader", f["loader"]),
-        ("Precision", f["precision"]),
-        ("Versions", f["versions"]),
+    commits = f[["commit", "dirty"]].value_counts(dropna=False).reset_index()
+    told = [
+        (f"{c['commit']} + uncommitted {c['dirty']}" if c["dirty"] else c["commit"], c["count"])
+        for c in plain_records(commits)
     ]
-    counted = [(what, sorted((clean(v), n) for v, n in Counter(values).items())) for what, values in named]
+    named: list[tuple[str, Iterable[tuple[Any, int]]]] = [("Code commit", told)]
+    for what, name in (
+        ("Evaluation device", "evaluation_device"),
+        ("Synthesis device", "device"),
+        ("Loader", "loader"),
+        ("Precision", "precision"),
+        ("Versions", "versions"),
+    ):
+        named.append((what, f[name].value_counts(dropna=name == "device").items()))
+    counted = [(what, sorted((clean(v), int(n)) for v, n in values)) for what, values in named]
     return [(what, values) for what, values in counted if values]

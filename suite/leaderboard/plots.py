@@ -6,10 +6,9 @@ The same rows give the same bytes. `suite.leaderboard.figures` draws for papers,
 from __future__ import annotations
 
 import io
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import matplotlib as mpl
@@ -50,21 +49,30 @@ class Look:
         )
 
 
-def overview(table: Table, rows: Rows, name: str, limit: int = 13) -> bytes:
-    """One PNG for a README: the largest panel of the accuracy leaderboard, as a table and as a plot."""
-    points = named_points(rows)
+def overview(table: Table, rows: Rows, name: str, limit: int = 13, grouped: pd.DataFrame | None = None) -> bytes:
+    """One PNG for a README: the largest panel of the accuracy leaderboard, as a table and as a plot.
+
+    Args:
+        table: The accuracy leaderboard.
+        rows: What it was made from.
+        name: Of the grid.
+        limit: Most lines of the table.
+        grouped: `statistics.groups` of the rows, where that was done already.
+    """
+    named = named_groups(groups(rows) if grouped is None else grouped)
     with _theme("#1a1d21", "#d5d9de"):
         figure = Figure(figsize=(12, 4.8), dpi=110, facecolor="white")
         FigureCanvasAgg(figure)
         figure.suptitle(f"Accuracy leaderboard: {clean(name, 60)}", x=0.02, ha="left", fontsize=14, fontweight="bold")
-        if points:
+        if len(named):
             left, right = figure.subplots(1, 2, width_ratios=[1.35, 1])
-            look = Look.of([p["series"] for p in points])
-            lines = _lines(rows, {tuple(p[c] for c in GROUP): p["series"] for p in points})
-            counts = Counter(tuple(p[c] for c in PANEL) for p in points)
-            panel = min(counts, key=lambda c: (-counts[c], c))
-            inside = lines[_inside(lines, panel)]
-            _draw_table(left, table, [r for r in table.rows if tuple(r[c] for c in PANEL) == panel], limit)
+            look = Look.of(named["series"].unique().tolist())
+            # Of the panels with most groups, the first by name.
+            counts = named.groupby(list(PANEL), observed=True, as_index=False).size()
+            largest = plain_records(counts.sort_values(["size", *PANEL], ascending=[False, True, True, True]).head(1))
+            panel = tuple(str(largest[0][c]) for c in PANEL)
+            inside = _lines(rows.frame[_inside(rows.frame, panel)], named[_inside(named, panel)])
+            _draw_table(left, table, replace(table, frame=table.frame[_inside(table.frame, panel)]).lines(), limit)
             _draw_by_ipc(right, panel, inside, look)
             _legend(right, look, sorted(set(inside["series"])))
         else:
@@ -75,30 +83,29 @@ def overview(table: Table, rows: Rows, name: str, limit: int = 13) -> bytes:
     return out.getvalue()
 
 
-def named_points(rows: Rows, limit: int | None = None) -> list[dict[str, Any]]:
-    """Groups that have a number, with the name of their series; the first ones, if there is a limit."""
-    found = groups(rows)
-    found = found[found["n"] > 0]
-    several = found["teacher"].nunique() > 1
-    points = plain_records(found.head(len(found) if limit is None else limit))
-    for p in points:
-        parts = [
-            p["method"],
-            f" by {p['teacher']}" if several else "",
-            f" #{p['setting']}" if p["settings"] > 1 else "",
-        ]
-        p["series"] = clean("".join(parts), 40)
-    return points
+def named_groups(grouped: pd.DataFrame) -> pd.DataFrame:
+    """Groups that have a number, with the name of their series: the method, and what sets it apart where that differs.
+
+    Args:
+        grouped: `statistics.groups`.
+    """
+    found = grouped[grouped["n"] > 0]
+    names = found["method"].astype(object)
+    if found["teacher"].nunique() > 1:
+        names = names + " by " + found["teacher"].astype(object)
+    names = names.mask(found["settings"] > 1, names + " #" + found["setting"].astype(object))
+    return found.assign(series=names.map({n: clean(n, 40) for n in names.unique()}))
 
 
-def _lines(rows: Rows, series: dict[tuple[Any, ...], str]) -> pd.DataFrame:
-    """Single rows, with plain types for seaborn."""
-    records = plain_records(rows.frame[[*GROUP, "accuracy_last"]])
+def _lines(frame: pd.DataFrame, named: pd.DataFrame) -> pd.DataFrame:
+    """Single rows with the names of their series, with plain types for seaborn."""
+    series = {tuple(p[c] for c in GROUP): p["series"] for p in plain_records(named[[*GROUP, "series"]])}
+    records = plain_records(frame[[*GROUP, "accuracy_last"]])
     return pd.DataFrame([{**r, "series": series[tuple(r[c] for c in GROUP)]} for r in records])
 
 
-def _inside(lines: pd.DataFrame, panel: tuple[str, ...]) -> pd.Series:
-    return pd.Series((lines[list(PANEL)] == list(panel)).all(axis=1))
+def _inside(frame: pd.DataFrame, panel: tuple[str, ...]) -> pd.Series:
+    return pd.Series((frame[list(PANEL)] == list(panel)).all(axis=1)).astype(bool)
 
 
 @contextmanager

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import pandas as pd
+
 from suite.leaderboard.embed import records
 from suite.leaderboard.formats import clean
-from suite.leaderboard.plots import MARKERS, Look, named_points
+from suite.leaderboard.plots import MARKERS, Look, named_groups
 from suite.leaderboard.rows import CELL, Rows
+from suite.leaderboard.statistics import plain_records
 from suite.leaderboard.tables import Column
 
 #: Points that the page holds; the tables' files have all.
@@ -22,11 +25,17 @@ _COLUMNS = [
 ]
 
 
-def points(rows: Rows) -> dict[str, Any]:
-    """Points by column, colour and marker of each series, and the devices whose seconds stand side by side."""
-    kept = named_points(rows, MAX_POINTS)
+def points(rows: Rows, grouped: pd.DataFrame) -> dict[str, Any]:
+    """Points by column, colour and marker of each series, and the devices whose seconds stand side by side.
+
+    Args:
+        rows: The rows.
+        grouped: `statistics.groups` of them.
+    """
+    named = named_groups(grouped)
+    kept = plain_records(named.head(MAX_POINTS))
     names = sorted({p["series"] for p in kept})
     look = Look.of(names)
     looks = {n: [look.colours[n], MARKERS.index(look.markers[n])] for n in names}
-    devices = sorted({clean(d, 60) for d in rows.frame["device"].dropna()})
+    devices = sorted({clean(d, 60) for d in rows.frame["device"].dropna().unique()})
     return {**records(kept, _COLUMNS), "looks": looks, "devices": devices}

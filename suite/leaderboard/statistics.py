@@ -90,13 +90,22 @@ def suspicions(accuracy: float, classes: int | None, constant: bool) -> list[str
 
 def plain_records(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """Lines as dicts of plain Python values, None for what is missing."""
+    names = [str(name) for name in frame.columns]
+    columns = [plain_values(column) for _, column in frame.items()]
+    return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
 
-    def plain(value: Any) -> Any:
-        if isinstance(value, list):
-            return value
-        return None if pd.isna(value) else value.item() if hasattr(value, "item") else value
 
-    return [{str(k): plain(v) for k, v in r.items()} for r in frame.to_dict("records")]
+def plain_values(column: pd.Series) -> list[Any]:
+    """A column as plain Python values, None for what is missing; lists stay as they are."""
+    values = column.tolist()
+    if column.dtype == object:
+        return [v if isinstance(v, list) else None if pd.isna(v) else v for v in map(_unwrapped, values)]
+    missing = column.isna().to_numpy(dtype=bool)
+    return [None if gone else v for v, gone in zip(values, missing, strict=True)] if missing.any() else values
+
+
+def _unwrapped(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def seeds_text(seeds: Iterable[int]) -> str:

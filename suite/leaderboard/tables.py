@@ -21,9 +21,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import pairwise
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from suite.leaderboard.statistics import plain_records
@@ -214,13 +215,11 @@ def _numbered(texts: Iterable[list[str]]) -> tuple[pd.Series, list[str]]:
     return pd.Series(found, dtype=object), list(numbers)
 
 
-def _breaks(lines: pd.DataFrame, within: Sequence[str], flags: list[str]) -> list[bool]:
-    columns = [(name == "device", lines[name].tolist()) for name in within]
-    found = [False] * min(1, len(lines))
-    for i, j in pairwise(range(len(lines))):
-        found.append(any(not _same(v[i], v[j]) for device, v in columns if not (device and flags[j] == "hole")))
+def _breaks(lines: pd.DataFrame, within: Sequence[str], flags: list[str]) -> npt.NDArray[np.bool_]:
+    found = np.zeros(len(lines), dtype=bool)
+    measured = np.array(flags, dtype=object) != "hole"
+    for name in within:
+        codes = pd.factorize(lines[name])[0]  # what is missing has one code
+        changed = np.diff(codes, prepend=codes[:1]) != 0
+        found |= changed & measured if name == "device" else changed
     return found
-
-
-def _same(a: Any, b: Any) -> bool:
-    return bool(pd.isna(a) and pd.isna(b)) if pd.isna(a) or pd.isna(b) else bool(a == b)

@@ -18,8 +18,9 @@ from rich.console import Console
 
 from suite.leaderboard.boards import leaderboards
 from suite.leaderboard.formats import clean, csv_text, duration, markdown_text, size, to_csv, to_markdown, to_terminal
-from suite.leaderboard.plots import COLOURS, Look, named_points, overview
+from suite.leaderboard.plots import COLOURS, Look, named_groups, overview
 from suite.leaderboard.rows import Refusal, Rows, collect
+from suite.leaderboard.statistics import groups
 from tests.leaderboard.factory import METHODS, failed, grid, record, stages
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -210,7 +211,8 @@ def test_figures_of_no_one_and_many_methods(count: int) -> None:
 def test_teachers_are_never_joined_into_one_line() -> None:
     other = record("rded", accuracy=12.0)
     other.spec["teacher"], other.key = "resnet50", "ab" * 8
-    assert {p["series"] for p in named_points(collect([record(), other]))} == {"rded by resnet18", "rded by resnet50"}
+    named = named_groups(groups(collect([record(), other])))
+    assert set(named["series"]) == {"rded by resnet18", "rded by resnet50"}
 
 
 def test_a_method_looks_the_same_in_every_figure() -> None:

@@ -37,7 +37,8 @@ function drawCell() {
 
 function title(table, i) {
   const names = table.columns.filter(c => c.identity && text(c, i) !== NONE);
-  const part = c => (c.name === "ipc" ? "IPC " : c.name === "student" ? "student " : "") + text(c, i);
+  const said = { ipc: "IPC ", teacher: "teacher ", student: "student " };
+  const part = c => (said[c.name] ?? "") + text(c, i);
   return names.map(part).join(" \u00b7 ");
 }
 

@@ -6,18 +6,14 @@ function update() {
 }
 
 let view = "";
-/** Show one section and mark its link, in sight on a narrow screen. */
+/** Show one section and mark its link. */
 function show() {
   if (view === state.view) return;
   view = state.view;
   for (const part of document.querySelectorAll("section[data-view]")) part.hidden = part.dataset.view !== view;
   for (const link of document.querySelectorAll("#views a")) {
-    if (link.dataset.view !== view) link.removeAttribute("aria-current");
-    else {
-      link.setAttribute("aria-current", "page");
-      const bar = link.closest("nav");
-      bar.scrollLeft += link.getBoundingClientRect().left - bar.getBoundingClientRect().left - 60;
-    }
+    if (link.dataset.view === view) link.setAttribute("aria-current", "page");
+    else link.removeAttribute("aria-current");
   }
 }
 

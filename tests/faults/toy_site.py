@@ -16,7 +16,7 @@ import pytest
 from suite.grid import Plan, load_plan
 from suite.store import Store
 from tests.cluster.conftest import SlurmCluster
-from tests.cluster.toys import ROOT, command, toy_grid, toy_profile
+from tests.cluster.toys import ROOT, command, run, toy_grid, toy_profile
 from tests.faults.commands import Commands
 
 
@@ -64,6 +64,13 @@ class ToySite:
         finally:
             process.kill()
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+    def status(self) -> list[dict[str, Any]]:
+        """Every stage, as `suite.status --json` has it."""
+        words = (self.grid, "--profile", self.profile, "--store", self.store.root, "--json")
+        done = run("suite.status", *words, **self.environment())
+        assert done.returncode == 0, done.stderr
+        return list(json.loads(done.stdout)["stages"])
 
     def arrays(self) -> list[dict]:
         """The arrays of all runs, as their launches wrote them down."""

@@ -36,7 +36,7 @@ product:
   student: [resnet10_cifar_w4]
 override:
   - {when: {dataset: digits}, set: {teacher.epochs: 1, statistics.per_class: 20}}
-  - {set: {teachers: grid}, required: false}
+  - {set: {teachers: grid}}
   - {set: {student.epochs: 4, student.batch: 5}}
   - {when: {method: delt}, set: {iterations: 8, rounds: 2, batch: 3}}
   - {when: {method: [e2d_adaptive, edc, gvbsm, wmdd]}, set: {iterations: 6}}

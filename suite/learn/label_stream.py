@@ -133,11 +133,12 @@ def write_stream(
             sort_keys=True,
         ),
     }
+    layout = stream_layout(recipe, images, dataset.classes)
     try:
         checkpoint = checkpoint or Never()
         saved = checkpoint.load()
         with checkpoint.growing(path) as grown:
-            writer = _Writer(grown, stream_layout(recipe, images, dataset.classes), metadata)
+            writer = _Writer(grown, layout, metadata)
             batches = _Batches(writer, checkpoint, saved["batches"] if saved is not None else 0)
             for number in range(batches.begun, shape.batches):
                 plan = views.plan(*divmod(number, shape.per_epoch))
@@ -145,7 +146,8 @@ def write_stream(
                 if (number + 1) % shape.per_epoch == 0 or number + 1 == shape.batches:
                     progress(number // shape.per_epoch + 1, -(-shape.batches // shape.per_epoch))
     except OSError as error:
-        raise InfraError(f"cannot write the label stream: {error.strerror}", where=str(path)) from error
+        size = sum(np.dtype(_CODES[code]).itemsize * prod(shape) for code, shape in layout.values())
+        raise InfraError(f"cannot write {size} bytes of labels: {error.strerror}", where=str(path)) from error
     return shape.positions * len(teachers)
 
 

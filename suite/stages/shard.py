@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from safetensors.torch import save_file
-
+from suite.data.tensors import save_tensors
 from suite.errors import UserError
 from suite.learn.share import Share
 from suite.stages.context import Context, Outcome
@@ -23,6 +22,6 @@ def run(context: Context) -> Outcome:
     if share.slots is None:
         raise UserError(f"{spec.method} cannot be cut into {spec.count} shards", hint="launch again, without shards")
     part = {"slots": share.slots, "images": distilled.images[share.slots]}
-    save_file({name: tensor.contiguous() for name, tensor in part.items()}, context.dir / PART)
+    save_tensors(context.dir / PART, {name: tensor.contiguous() for name, tensor in part.items()})
     cost["images"] = len(share.slots)
     return Outcome(cost, upstream=upstream(context))

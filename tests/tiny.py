@@ -34,7 +34,7 @@ def write_grid(folder: Path, text: str = TINY) -> Path:
     return path
 
 
-def write_run(plan: Plan, store: Store, checkpoint_minutes: float = 10.0) -> Path:
+def write_run(plan: Plan, store: Store, checkpoint_minutes: float = 10.0, loader_timeout: float = 600.0) -> Path:
     """A run directory with every stage of a plan."""
     run = store.root / "runs" / plan.name / "test"
     run.mkdir(parents=True, exist_ok=True)
@@ -44,7 +44,7 @@ def write_run(plan: Plan, store: Store, checkpoint_minutes: float = 10.0) -> Pat
         "weights": None,
         "threads": 1,
         "device": "cpu",
-        "loader_timeout": 600,
+        "loader_timeout": loader_timeout,
         "checkpoint_minutes": checkpoint_minutes,
     }
     (run / "settings.json").write_text(json.dumps(settings))

@@ -206,6 +206,14 @@ def find(plan: Plan, kind: str, method: str = "") -> int:
     )
 
 
+def in_shards(plan: Plan) -> Plan:
+    """A synthesis of two batches: its two shards, and what merges them."""
+    whole: Any = plan.stages[find(plan, "synthesis", "sre2l")]
+    spec = replace(whole.spec, params=whole.spec.params | {"batch": 5})
+    merge = replace(Stage.make("synthesis", spec, whole.inputs), shards=2)
+    return Plan("cut", [*merge.parts(), merge])
+
+
 def pretend_slurm(folder: Path, state: str = "RUNNING") -> tuple[dict[str, str], Callable[[], list[str]]]:
     """A `scontrol` that counts, and the environment of the one task that it knows.
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import resource
 import shutil
 import signal
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -15,48 +18,102 @@ from suite.errors import InfraError
 from suite.grid import Plan
 from suite.store import Store
 from suite.store.files import write_json
+from tests.cluster.toys import ROOT
 from tests.cluster.toys import run as command
+from tests.faults.attempts import ALWAYS, Signals, bench, find, in_shards
 from tests.faults.disks import fill, small_disk
 from tests.tiny import run_in_fork, write_grid, write_run
 
 pytestmark = pytest.mark.ffcv
-#: Bytes that are left on the disk when the stage begins.
-ROOM = [0, 8192, 24576]
+PAGE = 4096
+#: Every kind that has steps, its file, and how much room is left when it begins: by default some, else page after page
+#: until it is enough, so that each of its files in turn is the one that does not fit.
+KINDS = {"statistics": "statistics", "shard": "part", "synthesis": "distilled", "relabel": "labels",
+         "evaluation": "metrics.json"}  # fmt: skip
+SOME, PAGES = [0, 2 * PAGE, 6 * PAGE], range(0, 256 * PAGE, PAGE)
 
 
 def digests(plan: Plan, store: Store) -> dict[str, str]:
     return {s.key: store.open(s.kind, s.key).digest for s in plan.stages if s.key in store.published(s.kind)}
 
 
-@pytest.mark.parametrize("kind", ["teacher"])
+@pytest.mark.parametrize(
+    ("kind", "file", "rooms"),
+    [
+        ("teacher", "weights", SOME),
+        pytest.param("teacher", "weights", PAGES, marks=pytest.mark.slow),
+        *(pytest.param(kind, file, PAGES, marks=pytest.mark.slow) for kind, file in KINDS.items()),
+    ],
+)
 def test_a_full_disk_fails_the_stage_as_infra_and_room_completes_it(
-    tiny: tuple[Plan, Store, Path], tmp_path: Path, kind: str, capfd: pytest.CaptureFixture[str]
+    tiny: tuple[Plan, Store, Path],
+    tmp_path: Path,
+    kind: str,
+    file: str,
+    rooms: Iterable[int],
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
-    plan, reference, _ = tiny
-    index, stage = next((i, s) for i, s in enumerate(plan.stages) if s.kind == kind)
-    failures = 0
+    plan, reference = (in_shards(tiny[0]) if kind == "shard" else tiny[0]), tiny[1]
+    index = find(plan, kind)
+    stage, named = plan.stages[index], set()
     with small_disk(tmp_path, "40m") as disk:
         store = Store(shutil.copytree(reference.root, disk / "store"))
-        shutil.rmtree(store.home(kind, stage.key))
+        shutil.rmtree(store.home(kind, stage.key), ignore_errors=True)
         run = write_run(plan, store)
-        others = digests(plan, store)
-        for room in ROOM:
+        others = digests(tiny[0], store)
+        for room in rooms:
             ballast = fill(disk, room)
             code = run_in_fork(run, [index])
             said = capfd.readouterr().err
-            good = {} if code else {stage.key: reference.open(kind, stage.key).digest}
-            assert digests(plan, store) == others | good
-            assert not store.attempts(kind, stage.key), "nothing half-written is left behind"
-            if code:
-                failures += 1
-                assert code == 1 and "(infra)" in said and "No space left" in said, said
-                assert str(store.home(kind, stage.key)) in said
             ballast.unlink()
             if not code:
                 break
-        assert failures, "the disk was never full"
+            assert digests(tiny[0], store) == others and stage.key not in store.published(kind)
+            assert not store.attempts(kind, stage.key), "nothing half-written is left behind"
+            assert code == 1 and "(infra)" in said and "No space left" in said, said
+            (found,) = set(re.findall(r"\(infra\): (\S+): cannot write \d+ bytes", said))
+            assert str(store.home(kind, stage.key)) in found
+            named.add(Path(found).name.removesuffix(".safetensors"))
+        wanted = {file, "record.json", "manifest.json"} if rooms is PAGES else {file}
+        assert wanted <= named, "the disk was full at each of them"
         assert run_in_fork(run, [index]) == 0
-        assert store.open(kind, stage.key).digest == reference.open(kind, stage.key).digest
+        alone = write_run(plan, Store(shutil.copytree(reference.root, tmp_path / "alone")))
+        assert run_in_fork(alone, [index]) == 0
+        assert store.open(kind, stage.key).digest == Store(tmp_path / "alone").open(kind, stage.key).digest
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["teacher", "statistics", "synthesis", "relabel", "evaluation"])
+def test_checkpoints_that_the_disk_does_not_take_leave_the_old_one(
+    tiny: tuple[Plan, Store, Path], tmp_path: Path, kind: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A preempted stage comes back on a full disk, is preempted again, and comes back once more when there is room."""
+    with small_disk(tmp_path, "40m") as disk:
+        made = bench(tiny[0], tiny[1], find(tiny[0], kind, "e2d" if kind == "synthesis" else ""), disk, ALWAYS)
+        assert made.attempt(Signals(2)).code == 128 + signal.SIGUSR2
+        (folder,) = (made.store.home(kind, made.stage.key) / "checkpoints").iterdir()
+        old = {p.name: p.read_bytes() for p in folder.iterdir()}
+        ballast = fill(disk, 0)
+        capfd.readouterr()
+        assert made.attempt(Signals(1)).code == 128 + signal.SIGUSR2
+        assert f"{folder}: no checkpoint: No space left on device" in capfd.readouterr().err
+        assert {p.name: p.read_bytes() for p in folder.iterdir()} == old and made.saves() == 2
+        ballast.unlink()
+        assert made.attempt().code == 0
+        assert len(made.check().record().resumed) == 1, "what had no checkpoint left nothing"
+
+
+@pytest.mark.slow
+def test_a_log_that_the_disk_does_not_take_stops_nothing(tiny: tuple[Plan, Store, Path], tmp_path: Path) -> None:
+    made = bench(tiny[0], tiny[1], find(tiny[0], "evaluation"), tmp_path)
+    with small_disk(tmp_path, "64k") as disk:
+        fill(disk, 0)
+        with (disk / "log").open("w") as log:
+            words = [sys.executable, "-m", "suite.work", str(made.run), str(made.index)]
+            done = subprocess.run(words, cwd=ROOT, stdout=log, stderr=log, timeout=120, check=False)
+        assert not (disk / "log").read_text(), "the disk was full"
+    assert done.returncode in (0, 1), "how a process ends that cannot say so does not matter: the artifact decides"
+    made.check()
 
 
 def test_preparing_on_a_full_disk_is_infra_and_room_completes_it(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +20,7 @@ from tests.tiny import write_grid, write_run
 
 pytestmark = [pytest.mark.slurm, pytest.mark.ffcv]
 
-#: A synthesis of some seconds.
+#: A synthesis of some hundred steps; its first life in Slurm waits for its signal.
 GRID = """\
 name: preempted
 seeds: [0]
@@ -41,6 +43,14 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[Plan, Store, Path]:
     return plan, store, grid
 
 
+def held_python(folder: Path) -> Path:
+    """An interpreter under which a task's first life lasts until it is signalled."""
+    script = folder / "held-python"
+    script.write_text(f'#!/bin/sh\nexec {sys.executable} {ROOT / "tests" / "faults" / "held_worker.py"} "$@"\n')
+    script.chmod(0o755)
+    return script
+
+
 class Launched:
     """The synthesis of the grid, submitted to a cluster from a store that has everything before it."""
 
@@ -55,12 +65,13 @@ class Launched:
         self.stage: Stage = next(s for s in plan.stages if s.kind == "synthesis")
         self.profile = folder / "short.yaml"
         text = (ROOT / "slurm" / "testcluster.yaml").read_text().splitlines()
-        kept = [line for line in text if not line.startswith(("time:", "checkpoint_minutes:"))]
-        self.profile.write_text("\n".join([*kept, "time: 5m", "checkpoint_minutes: 0.005", ""]))
+        kept = [line for line in text if not line.startswith(("time:", "checkpoint_minutes:", "python:"))]
+        own = ["time: 5m", "checkpoint_minutes: 0.005", f"python: {held_python(folder)}"]
+        self.profile.write_text("\n".join([*kept, *own, ""]))
         done = self.launch()
         assert done.returncode == 0, done.stdout + done.stderr
-        queue = cluster.call("squeue", "-h", "-a", "-o", "%F|%j").split()
-        self.job = next(line.split("|")[0] for line in queue if line.endswith("-synthesis"))
+        (jobs,) = self.store.root.glob("runs/*/*/jobs.json")  # squeue may still show those of the test before
+        self.job = next(str(a["job"]) for a in json.loads(jobs.read_text())["arrays"] if a["kind"] == "synthesis")
 
     def launch(self, *words: str):  # type: ignore[no-untyped-def]
         """`python -m suite.launch` on the grid."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import threading
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,10 @@ import pytest
 
 from suite.cluster.garbage import Surveyor, delete
 from suite.grid import Plan
-from suite.spec.stages import KINDS, Stage
+from suite.spec.stages import KINDS
 from suite.store import Store
 from suite.store.artifacts import Corrupt
-from tests.faults.attempts import find
+from tests.faults.attempts import find, in_shards
 from tests.tiny import run_in_fork, write_run
 
 #: The moments that matter, in the order in which a stage passes them.
@@ -88,13 +87,8 @@ def kill_and_repeat(plan: Plan, reference: Store, store: Store, index: int, poin
 @pytest.fixture(scope="module")
 def cut(tiny: tuple[Plan, Store, Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Plan, Store, Store]:
     """A synthesis of two batches in two shards, run once: shards and merge, a store of the parts, one of the whole."""
-    plan, reference, _ = tiny
-    folder = tmp_path_factory.mktemp("cut")
-    whole: Any = plan.stages[find(plan, "synthesis", "sre2l")]
-    spec = replace(whole.spec, params=whole.spec.params | {"batch": 5})
-    merge = replace(Stage.make("synthesis", spec, whole.inputs), shards=2)
-    shards = Plan("cut", [*merge.parts(), merge])
-    parts = Store(shutil.copytree(reference.root, folder / "parts"))
+    folder, shards = tmp_path_factory.mktemp("cut"), in_shards(tiny[0])
+    parts = Store(shutil.copytree(tiny[1].root, folder / "parts"))
     assert run_in_fork(write_run(shards, parts), [0, 1]) == 0
     merged = Store(shutil.copytree(parts.root, folder / "merged"))
     assert run_in_fork(write_run(shards, merged), [2]) == 0

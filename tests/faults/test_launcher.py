@@ -113,10 +113,13 @@ def test_the_callers_environment_reaches_no_job(site: ToySite) -> None:
 @pytest.mark.slow
 def test_names_of_folders_reach_no_shell(site: ToySite) -> None:
     trap = site.folder / "trap"
-    weird = site.folder / f"a b'; touch {trap.name}; $(touch {trap.name}) `touch {trap.name}` \"&"
+    site.make(seeds=1)
+    site.store = type(site.store)(site.folder / f"$(touch {trap})" / "store")
+    done = site.launch("--wait")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, "what looks like a variable is refused"
+    weird = site.folder / f"a b'; touch {trap.name}; `touch {trap.name}` \"&"
     weird.mkdir()
     site.store = type(site.store)(weird / "store")
-    site.make(seeds=1)
     done = site.launch("--wait")
     assert done.returncode == 0, done.stdout + done.stderr
     site.assert_published_once()

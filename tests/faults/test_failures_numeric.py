@@ -66,12 +66,12 @@ def test_a_synthesis_that_diverges_stops_within_one_interval(
 def poison(
     monkeypatch: pytest.MonkeyPatch, log: Path, bad: float, at: int, which: Callable[[torch.nn.Module], bool]
 ) -> None:
-    """From their forward pass number `at` on, counted from 1, networks give logits that are not finite.
+    """From their forward pass number `at` on, counted from 1, networks give something bad as the logit of class 0.
 
     Args:
         monkeypatch: Undoes it.
         log: Gets a line for each pass that counts.
-        bad: What the first logit becomes.
+        bad: What is added to it.
         at: The first bad pass.
         which: Of a network, whether this pass counts.
     """
@@ -168,6 +168,24 @@ def test_a_student_that_diverges_is_a_row_that_counts_in_no_mean_and_in_the_foot
     assert "seed 1 missing: diverged: student diverged at step 100" in done.stdout
     assert (
         "seed 1 missing: diverged: student diverged at step 100" in (tmp_path / "reports/two/accuracy.md").read_text()
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("two", ["hard"], indirect=True)
+def test_a_student_that_always_says_the_same_is_a_row_that_is_flagged(
+    two: tuple[Plan, Store, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, store, at = two
+    poison(monkeypatch, tmp_path / "passes", 1e6, 1, lambda network: True)
+    assert run_in_fork(at, [len(plan.stages) - 1]) == 0
+    done = run("suite.report", tmp_path / "tiny.yaml", "--store", store.root, "--out", tmp_path / "reports")
+    assert done.returncode == 0, done.stderr
+    with (tmp_path / "reports" / "two" / "accuracy.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    assert row["n"] == "2", "the row is kept"
+    assert (
+        "seed 1 suspicious: predicts one class for every image" in row["notes"] and "seed 1 suspicious" in done.stdout
     )
 
 

@@ -109,6 +109,7 @@ def make_rows(path: Path, count: int) -> None:
         "versions": text(("suite 0.1.0, python 3.11.9, torch 2.8.0, ffcv 1.0.2",), number * 0),
         "started": text(("2026-01-01T00:00:00+00:00",), number * 0), "attempt": hexes(number), "label_prune": 0.0,
         "statistics_seconds": 800.0, "overridden": False, "external": False,
+        "micro_batches": pd.NA,
     }  # fmt: skip
     index = pd.RangeIndex(count)
     data = {c: pd.Series(given[c], index=index).astype(t) for c, t in COLUMNS.items()}  # type: ignore[call-overload]

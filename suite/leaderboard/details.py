@@ -13,7 +13,7 @@ from suite.leaderboard.embed import records, script_json
 from suite.leaderboard.formats import clean, duration, size
 from suite.leaderboard.logs import log_tails
 from suite.leaderboard.rows import CELL, Rows
-from suite.leaderboard.statistics import plain_records
+from suite.leaderboard.statistics import cut_batches, plain_records
 from suite.leaderboard.tables import Column
 from suite.store import Record, Store
 from suite.store.artifacts import RECORD
@@ -128,6 +128,7 @@ def _student(row: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
     yield "Best epoch", f"{row['accuracy_best']:.3f} %{best}"
     yield "Epochs", None if row["epochs"] is None else f"{row['epochs']:.4g}"
     yield "Steps", _count(row["steps"])
+    yield "Batches", cut_batches(row["micro_batches"]) if row["micro_batches"] else None
     yield "Labels", row["labels"]
     yield "Validation images", _count(row["val_images"])
 

@@ -47,6 +47,7 @@ COLUMNS: dict[str, str] = {
     **dict.fromkeys(("key", "commit", "dirty", "loader", "precision", "evaluation_device", "versions"), "string"),
     **dict.fromkeys(("started", "attempt"), "string"),
     "status": "string",
+    "micro_batches": "Int64",
 }
 
 #: Ledger kinds that are pictures or what decodes to pictures, and labels; all others are auxiliary.
@@ -269,6 +270,7 @@ def row(record: Record, synthesis: Mapping[str, Mapping[str, Any]]) -> dict[str,
         "started": record.started,
         "attempt": record.attempt,
         "status": record.status,
+        "micro_batches": _count(n, "micro_batches"),
     }
 
 

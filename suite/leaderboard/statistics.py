@@ -116,12 +116,20 @@ def seeds_text(seeds: Iterable[int]) -> str:
     return ("seed " if len(s) == 1 else "seeds ") + ", ".join(map(str, s))
 
 
-def notes_of(rows: Iterable[Mapping[str, Any]], holes: Iterable[Hole]) -> list[str]:
-    """Footnotes of one group: suspicious rows first, then holes, seeds with the same text together."""
+def cut_batches(parts: int) -> str:
+    """What it means that batches were cut into parts."""
+    return f"with each batch in {parts} parts, since memory ran out (BatchNorm sees a part at a time)"
+
+
+def notes_of(rows: Sequence[Mapping[str, Any]], holes: Iterable[Hole]) -> list[str]:
+    """Footnotes of one group: suspicious rows first, then cut batches and holes, seeds with the same text together."""
     seeds: dict[str, list[int]] = {}
     for r in rows:
         for why in suspicions(r["accuracy_last"], r["classes"], bool(r["constant_prediction"])):
             seeds.setdefault(f"suspicious: {why}", []).append(r["seed"])
+    for r in rows:
+        if parts := r["micro_batches"]:
+            seeds.setdefault(f"trained {cut_batches(parts)}", []).append(r["seed"])
     for h in holes:
         seeds.setdefault(f"missing: {h.reason}", []).append(h.seed)
     return [f"{seeds_text(s)} {text}" for text, s in seeds.items()]
@@ -241,16 +249,17 @@ def _with_notes(
     return pd.concat([lines, added], ignore_index=True)
 
 
-_ODD = ["seed", "accuracy_last", "classes", "constant_prediction"]
+_ODD = ["seed", "accuracy_last", "classes", "constant_prediction", "micro_batches"]
 
 
 def _strange(frame: pd.DataFrame) -> npt.NDArray[np.bool_]:
-    """Rows that `suspicions` may have something to say about."""
+    """Rows that `notes_of` may have something to say about."""
     last = frame["accuracy_last"].to_numpy(dtype=float)
     classes = frame["classes"].to_numpy(dtype=float, na_value=np.nan)
     constant = frame["constant_prediction"].to_numpy(dtype=bool, na_value=False)
     near: npt.NDArray[np.bool_] = np.abs(last - 100 / classes) <= 1
-    return constant | (last == 0) | (last == 100) | near
+    cut = frame["micro_batches"].notna().to_numpy()
+    return constant | (last == 0) | (last == 100) | near | cut
 
 
 def ranked(lines: pd.DataFrame, within: Sequence[str] = CONTEST) -> pd.DataFrame:

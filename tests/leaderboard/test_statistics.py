@@ -11,10 +11,19 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from suite.leaderboard.boards import leaderboards
+from suite.leaderboard.details import _details
 from suite.leaderboard.formats import to_csv
 from suite.leaderboard.rows import collect
 from suite.leaderboard.significance import separation
-from suite.leaderboard.statistics import groups, pareto, seeds_text, summarise, suspicions, t_interval
+from suite.leaderboard.statistics import (
+    groups,
+    pareto,
+    plain_records,
+    seeds_text,
+    summarise,
+    suspicions,
+    t_interval,
+)
 from suite.store import Record
 from tests.leaderboard.factory import failed, grid, record
 
@@ -121,6 +130,22 @@ def test_suspicious_rows_are_kept_and_flagged() -> None:
     table = leaderboards(collect([record(accuracy=0.4), record("e2d", seed=1)]))[0]
     assert [(r["method"], r["flag"]) for r in table.rows] == [("e2d", ""), ("rded", "suspicious")]
     assert table.footnotes == ["seed 0 suspicious: within 1 point of chance (0.1 %)"]
+
+
+def test_rows_with_cut_batches_have_a_footnote_and_keep_their_rank() -> None:
+    """A lack of memory was answered with batches in two parts: recorded, shown, and no reason to doubt the number."""
+    cut = record(seed=1, accuracy=40.0)
+    cut.numbers["micro_batches"] = 2
+    rows = collect([record(seed=0, accuracy=41.0), cut])
+    assert rows.frame["micro_batches"].isna().tolist() == [True, False]
+    table = leaderboards(rows)[0]
+    note = "trained with each batch in 2 parts, since memory ran out (BatchNorm sees a part at a time)"
+    assert table.footnotes == [f"seed 1 {note}"]
+    assert [(r["notes"], r["flag"], r["rank"]) for r in table.rows] == [([1], "", 1)]
+    student = dict(
+        next(p for p in _details(plain_records(rows.frame)[1], None, None) if p["heading"] == "Student")["pairs"]
+    )
+    assert student["Batches"] == note.removeprefix("trained ")
 
 
 def test_seeds_are_named_shortly() -> None:

@@ -14,7 +14,7 @@ from suite.grid.overrides import engine_values, method_values, parse_rules
 from suite.grid.places import Places
 from suite.grid.schema import load_grid
 from suite.grid.stage_maker import StageMaker
-from suite.grid.student import Student, StudentPlanner
+from suite.grid.student import Row, StudentPlanner
 from suite.grid.yaml_strict import Document
 from suite.methods import Method, get
 from suite.spec.archs import TORCHVISION_GMACS
@@ -51,23 +51,6 @@ class Plan:
     cells: list[Cell] = field(default_factory=list)
     cell_keys: list[str] = field(default_factory=list)
     excluded: list[tuple[Cell, str]] = field(default_factory=list)
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """What the seeds of a cell share.
-
-    Attributes:
-        student: How the student learns.
-        archs: Teachers of the synthesis.
-        prepare: Key of the prepared dataset.
-        teachers: Inputs of the evaluation that it asks for labels.
-    """
-
-    student: Student
-    archs: tuple[str, ...]
-    prepare: str
-    teachers: dict[str, str]
 
 
 def load_plan(path: Path, *, variant: str | None = None, max_cells: int = MAX_CELLS) -> Plan:
@@ -258,13 +241,20 @@ class Planner:
             return own
         return table.get(dataset(cell.dataset).base, own)
 
-    def synthesis(self, cell: Cell, matches: tuple[int, ...], archs: tuple[str, ...]) -> Stage:
+    def synthesis(self, cell: Cell, matches: tuple[int, ...], row: Row) -> Stage:
         """The distilled set of a cell; seeds share it if nothing in it is drawn."""
-        seed = 0 if get(cell.method).deterministic else cell.seed
-        key = ("synthesis", cell.method, cell.dataset, cell.ipc, archs, seed, matches)
-        return self.once(key, lambda: self._make_synthesis(cell, archs, seed, matches))
+        seed = cell.seed if row.drawn else 0
+        found = row.syntheses.get(seed)
+        if found is None:
+            key = ("set", cell.method, cell.dataset, cell.ipc, row.archs, matches)
+            values, inputs = self.once(key, lambda: self._make_set(cell, row.archs, matches))
+            found = row.syntheses[seed] = self.add("synthesis", SynthesisSpec(seed=seed, **values), inputs)
+        return found
 
-    def _make_synthesis(self, cell: Cell, archs: tuple[str, ...], seed: int, matches: tuple[int, ...]) -> Stage:
+    def _make_set(
+        self, cell: Cell, archs: tuple[str, ...], matches: tuple[int, ...]
+    ) -> tuple[dict[str, Any], dict[str, str]]:
+        """What a distilled set is whatever the seed, and its inputs."""
         cls = get(cell.method)
         params = self.method(cell, matches)[1]
         inputs: dict[str, str] = {}
@@ -275,19 +265,18 @@ class Planner:
             inputs |= self.teacher_inputs(cell.dataset, archs)
         if "statistics" in cls.needs:
             inputs |= {f"statistics.{i}": self.statistics(cell.dataset, a).key for i, a in enumerate(archs)}
-        spec = SynthesisSpec(
-            method=cell.method,
-            version=cls.version,
-            params=params,
-            dataset=cell.dataset,
-            ipc=cell.ipc,
-            teachers=archs,
-            seed=seed,
-            loader=self.selection.loader,
-            precision=self.selection.precision,
+        values = {
+            "method": cell.method,
+            "version": cls.version,
+            "params": params,
+            "dataset": cell.dataset,
+            "ipc": cell.ipc,
+            "teachers": archs,
+            "loader": self.selection.loader,
+            "precision": self.selection.precision,
             **engine_values(cell.method, [self.rules[i] for i in matches]),
-        )
-        return self.add("synthesis", spec, inputs)
+        }
+        return values, inputs
 
     def _check_ipc(self, cell: Cell) -> None:
         d = dataset(cell.dataset)
@@ -314,10 +303,13 @@ class Planner:
             [self.rules[i] for i in matches],
         )
         archs = self.archs(cell, matches, cls.paper_teachers) if cls.needs & {"teacher", "statistics"} else ()
-        self.synthesis(cell, matches, archs)  # its teachers are listed first
-        online = student.relabel is None and student.archs
-        teachers = self.teacher_inputs(cell.dataset, student.archs, student.special) if online else {}
-        return Row(student, archs, self.prepare(cell.dataset).key, teachers)
+        made: dict[int, Stage] = self.once(("syntheses", cell.method, cell.dataset, cell.ipc, archs, matches), dict)
+        key = ("relabels", cell.dataset, cell.ipc, student.labels, student.archs, student.relabel, student.special)
+        row = Row(student, archs, not cls.deterministic, made, self.once(key, dict), self.prepare(cell.dataset).key, {})
+        self.synthesis(cell, matches, row)  # its teachers are listed first
+        if student.relabel is None and student.archs:
+            row.teachers.update(self.teacher_inputs(cell.dataset, student.archs, student.special))
+        return row
 
     def evaluation(self, cell: Cell) -> Stage:
         """The evaluation of a cell, and everything that it needs."""
@@ -325,10 +317,10 @@ class Planner:
         self.met.add(matches)
         row = self.row(cell, matches)
         student = row.student
-        synthesis = self.synthesis(cell, matches, row.archs)
+        synthesis = self.synthesis(cell, matches, row)
         inputs = {"prepare": row.prepare, "synthesis": synthesis.key, **row.teachers}
         if student.relabel is not None:
-            inputs["relabel"] = self.relabel(cell, synthesis, student).key
+            inputs["relabel"] = self.relabel(cell, synthesis, row).key
         spec = EvaluationSpec(
             cell.method,
             cell.dataset,
@@ -345,18 +337,19 @@ class Planner:
         )
         return self.add("evaluation", spec, inputs)
 
-    def relabel(self, cell: Cell, synthesis: Stage, student: Student) -> Stage:
+    def relabel(self, cell: Cell, synthesis: Stage, row: Row) -> Stage:
         """The labels on disk of a cell; students with the same recipe share them, and seeds if no views are drawn."""
+        student = row.student
         recipe, labels, archs = student.relabel, student.labels, student.archs
         assert recipe is not None and labels in ("stored", "vector")
         seed = 0 if labels == "vector" else cell.seed
-
-        def make() -> Stage:
+        found = row.relabels.get((synthesis.key, seed))
+        if found is None:
             spec = RelabelSpec(labels, cell.dataset, cell.ipc, archs, recipe, seed, self.selection.precision)
             teachers = self.teacher_inputs(cell.dataset, archs, student.special)
-            return self.add("relabel", spec, {"synthesis": synthesis.key, **teachers})
-
-        return self.once(("relabel", labels, synthesis.key, archs, recipe, seed, student.special), make)
+            found = self.add("relabel", spec, {"synthesis": synthesis.key, **teachers})
+            row.relabels[synthesis.key, seed] = found
+        return found
 
     # Overrides without effect.
 

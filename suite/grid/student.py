@@ -13,6 +13,7 @@ from suite.grid.places import Places
 from suite.methods import Method
 from suite.spec.datasets import dataset
 from suite.spec.recipes import WHOLE, LabelRecipe, Labels, RelabelRecipe, StudentRecipe, matched_recipe
+from suite.spec.stages import Stage
 from suite.spec.storage import stream_shape
 
 #: Images that teachers see at a time when they make a vector for each; part of what `norm` and `part` mean there.
@@ -72,6 +73,29 @@ def used_recipe(recipe: StudentRecipe) -> StudentRecipe:
     """A student's recipe with defaults for everything that does not change its training, so that it splits no keys."""
     unused = [name for name, (field, value) in _WITH.items() if getattr(recipe, field) != value]
     return replace(recipe, **{name: getattr(StudentRecipe(), name) for name in unused})
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What the seeds of a cell share.
+
+    Attributes:
+        student: How the student learns.
+        archs: Teachers of the synthesis.
+        drawn: Whether seeds have syntheses of their own.
+        syntheses: These so far, by seed; rows of other students share them.
+        relabels: Labels on disk so far, by the key of their synthesis and by seed; rows of equal recipes share them.
+        prepare: Key of the prepared dataset.
+        teachers: Inputs of the evaluation that it asks for labels.
+    """
+
+    student: Student
+    archs: tuple[str, ...]
+    drawn: bool
+    syntheses: dict[int, Stage]
+    relabels: dict[tuple[str, int], Stage]
+    prepare: str
+    teachers: dict[str, str]
 
 
 class StudentPlanner:

@@ -105,16 +105,12 @@ class Store:
 
         Args:
             kind: The kind.
-            among: Where only these keys matter: a few are looked up one by one; else each fan-out directory is scanned.
+            among: Where only these keys matter: a few are looked up one by one, else each fan-out directory is scanned;
+                what is in it beside them costs no look of its own.
         """
-        if among is not None and len(among) <= _FEW:
-            return {key for key in among if _is_dir(f"{self.home(kind, key)}/out")}
-        keys: set[str] = set()
-        with suppress(FileNotFoundError), os.scandir(self.root / kind) as fans:
-            for fan in fans:
-                with suppress(NotADirectoryError), os.scandir(fan.path) as homes:
-                    keys.update(h.name for h in homes if _is_dir(f"{h.path}/out"))
-        return keys
+        root = os.fspath(self.root / kind)
+        tried = among if among is not None and len(among) <= _FEW else self.attempted(kind, among)
+        return {key for key in tried if _is_dir(f"{root}/{key[:2]}/{key}/out")}
 
     def attempted(self, kind: str, among: Collection[str] | None = None) -> set[str]:
         """Keys of a kind that were ever attempted; arguments are those of `published`."""
@@ -124,8 +120,8 @@ class Store:
         with suppress(FileNotFoundError), os.scandir(self.root / kind) as fans:
             for fan in fans:
                 with suppress(NotADirectoryError), os.scandir(fan.path) as homes:
-                    keys.update(h.name for h in homes)
-        return keys
+                    keys.update([h.name for h in homes])
+        return keys if among is None else keys.intersection(among)
 
     def open(self, kind: str, key: str) -> Artifact:
         """Open a published artifact after verifying every byte of it.

@@ -14,6 +14,7 @@ dead process of this host; else, since hosts cannot ask each other who is alive,
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import secrets
@@ -32,6 +33,8 @@ FREE, WHOLE = "free", "whole"
 _CHUNK = 4 << 20
 #: Bytes from which on the disk is asked to begin with them at once, so that a checkpoint waits for little.
 _LARGE = 1 << 20
+#: What file systems without hard links answer.
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
 
 
 class Damaged(InfraError):
@@ -82,7 +85,8 @@ class Growing:
         self.file.write(data)
         if self.kept and len(data) >= _LARGE:
             self.file.flush()
-            os.posix_fadvise(self.file.fileno(), span.end, len(data), os.POSIX_FADV_DONTNEED)
+            with suppress(OSError):  # a wish, which a file system need not know
+                os.posix_fadvise(self.file.fileno(), span.end, len(data), os.POSIX_FADV_DONTNEED)
         span.end += len(data)
         if self.kept:
             begin = time.monotonic()
@@ -133,13 +137,24 @@ def growing(folder: Path, target: Path, said: dict[str, Any] | None) -> Iterator
     try:
         with file:
             yield grown
-        os.link(grown.path, target)
-        grown.hand_over(WHOLE)
-        fsync_dir(folder)
+        _finish(grown, target)
     except BaseException:
         with suppress(OSError):  # its name says still that a process writes it, which is then found to be dead
             grown.hand_over(FREE)
         raise
+
+
+def _finish(grown: Growing, target: Path) -> None:
+    """Give a whole file its other name; where the file system knows no links, that alone."""
+    try:
+        os.link(grown.path, target)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        grown.path.replace(target)  # a kill before it is published costs the stage there
+    else:
+        grown.hand_over(WHOLE)
+    fsync_dir(target.parent)
 
 
 def verify(folder: Path, said: dict[str, Any]) -> None:

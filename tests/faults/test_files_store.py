@@ -302,6 +302,6 @@ def test_a_store_of_300_000_stages_is_looked_at_in_seconds(tmp_path: Path) -> No
             assert done.returncode == 0 and "evaluation" in done.stdout, done.stderr
             seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
             print(f"{module}: 111,010 stages beside 300,000 others in {seconds:.2f} CPU-s")
-            assert seconds < 20  # 4 s and 8 s on a quiet core
+            assert seconds < 20  # 6 s and 8 s beside other work
     finally:
         shutil.rmtree(root)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import subprocess
@@ -141,6 +142,18 @@ def test_files_that_no_checkpoint_names_go_with_their_writer(tmp_path: Path) -> 
         path.write_bytes(b"half")
     assert Checkpoint(tmp_path / "state").load() is None
     assert not killed.exists() and living.exists()
+
+
+def test_a_file_system_without_links_gets_the_file_moved(
+    left: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def link(source: Path, target: Path) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", link)
+    assert finish(loaded(left), tmp_path / "out") == b"aaaaAAAAbbbbBBBB"
+    assert not list(left.glob("rows-*"))
+    assert Checkpoint(left).load() is None, "its checkpoint speaks of a file that is gone, and is not believed"
 
 
 def test_every_row_is_summed_up_once_and_its_seconds_count_as_saving(tmp_path: Path) -> None:

@@ -45,16 +45,16 @@ def test_the_page_draws_a_bounded_part_of_what_it_holds(tmp_path: Path, visit: C
     seen = visit(written(tmp_path, many(150, ("cifar10", "cifar100"))))
     lines = seen.page.locator("section:visible tbody tr")
     assert seen.page.locator("section:visible .count").inner_text() == "300 lines"
-    assert lines.count() == 60 and seen.points() == 2 * 80
-    seen.page.get_by_role("button", name="Show 100 more").click()
-    assert lines.count() == 160
+    assert lines.count() == 40 and seen.points() == 2 * 80
+    seen.page.get_by_role("button", name="Show 60 more").click()
+    assert lines.count() == 100
     seen.page.locator("#query").fill("method_14")
     assert lines.count() == 20, "the filter sees every line"
     seen.page.locator("#query").fill("")
-    assert lines.count() == 60
+    assert lines.count() == 40
     seen.page.get_by_role("button", name="Accuracy %").click()
     shown = [float(v) for v in seen.column("Accuracy %")]
-    assert shown == sorted(shown, reverse=True) and len(shown) == 60
+    assert shown == sorted(shown, reverse=True) and len(shown) == 40
     assert seen.messages == []
 
 

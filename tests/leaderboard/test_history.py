@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import random
 import subprocess
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from suite import report
 from suite.comparisons import over_nights
@@ -125,9 +127,10 @@ def test_a_report_of_a_grid_with_nights_has_the_figure(tmp_path: Path) -> None:
 
     tables = trends([Point(f"n{i}", "a", "x", "accuracy", float(i > 3)) for i in range(8)])
     files = figure_files(tables)
-    assert set(files) == {"figures/trend.pdf", "figures/trend.svg", "figures/trend.png"} and files == figure_files(
-        tables
-    )
+    assert set(files) == {"figures/trend.pdf", "figures/trend.svg", "figures/trend.png"}
+    assert files == figure_files(tables)
+    picture = Image.open(io.BytesIO(files["figures/trend.png"]))
+    assert picture.size == (780, 570) and [round(d) for d in picture.info["dpi"]] == [300, 300]
 
 
 GOLDEN = ROOT / "tests" / "golden" / "historic"

@@ -1,6 +1,6 @@
 // Leaderboards: every table of the page is drawn by this one function from its embedded columns.
 
-const FIRST = 60, MORE = 100;
+const FIRST = 40, MORE = 60;
 const boards = {};
 
 /** The board of a view, made when it is first looked at. */

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,6 +25,15 @@ LOADERS = ("ffcv", "torchvision")
 INFO = "dataset.json"
 #: A decoded split of at most this many bytes is kept in memory; a larger one streams from disk.
 MEMORY_LIMIT = 4 << 30
+
+
+#: Rows of a batch of so many images.
+Rows = Callable[[int], slice | torch.Tensor]
+
+
+def whole_batch(images: int) -> slice:
+    """All rows of a batch."""
+    return slice(images)
 
 
 class Stream(Protocol):
@@ -159,7 +168,14 @@ class RealImages:
         return images
 
     def batches(
-        self, batch: int, *, seed: int | None = None, epoch: int = 0, drop_last: bool = False, begin: int = 0
+        self,
+        batch: int,
+        *,
+        seed: int | None = None,
+        epoch: int = 0,
+        drop_last: bool = False,
+        begin: int = 0,
+        rows: Rows = whole_batch,
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Go through the split once, each image exactly once.
 
@@ -169,6 +185,8 @@ class RealImages:
             epoch: Number of the pass.
             drop_last: Leave out a last batch that is smaller.
             begin: Number of the first batch; those before it are left out, and are not decoded.
+            rows: Which rows of a batch of so many images are wanted; the others are not decoded. A full batch has one
+                at least.
 
         Yields:
             uint8 [b, 3, R, R] and int64 [b], on the CPU.
@@ -181,15 +199,16 @@ class RealImages:
         order = order[begin * batch :]
         if not len(order):
             return
+        wanted = [part[rows(len(part))] for part in order.split(batch)]
         if self.fits:
             images = self.tensor()[0]
-            for chosen in order.split(batch):
+            for chosen in wanted:
                 yield images[chosen], self.labels[chosen]
             return
-        start = 0
-        for images in self._stream.read(order.numpy(), batch):
-            yield images, self.labels[order[start : start + len(images)]]
-            start += len(images)
+        decoded = self._stream.read(torch.cat(wanted).numpy(), len(wanted[0])) if len(wanted[0]) else iter(())
+        for chosen in wanted:  # a last batch may have no row for this process
+            none = torch.empty((0, 3, self.stored, self.stored), dtype=torch.uint8)
+            yield next(decoded) if len(chosen) else none, self.labels[chosen]
 
     def _fill(self, images: torch.Tensor, order: np.ndarray) -> None:
         """Decode into a tensor, a batch at a time."""

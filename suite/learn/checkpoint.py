@@ -247,13 +247,19 @@ class Checkpoint:
 
 
 class Never(Checkpoint):
-    """No checkpoints: a loop that is given none starts at its beginning, and is not asked to leave."""
+    """No checkpoints: a loop that is given none starts at its beginning, and is not asked to leave.
 
-    def __init__(self) -> None:
-        super().__init__(Path(os.devnull))
+    Args:
+        kind: Of the stage, for fault points.
+        notice: Whether the process was asked to leave, for those who agree on that with others.
+    """
+
+    def __init__(self, kind: str = "", notice: Notice | None = None) -> None:
+        super().__init__(Path(os.devnull), kind=kind, notice=notice)
 
     def due(self) -> bool:
         """Never."""
+        fault_point(self.kind, "step")
         return False
 
     def load(self) -> None:
@@ -276,7 +282,7 @@ class Within(Checkpoint):
     """
 
     def __init__(self, outer: Checkpoint, state: Callable[[], dict[str, Any]], saved: State | None = None) -> None:
-        self.outer, self._state, self._saved = outer, state, saved
+        self.outer, self.notice, self._state, self._saved = outer, outer.notice, state, saved
 
     def due(self) -> bool:
         """As the outer one's."""

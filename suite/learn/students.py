@@ -13,10 +13,11 @@ from suite.data.distilled import DistilledSet
 from suite.errors import NumericError, UserError
 from suite.learn import models
 from suite.learn.checkpoint import Checkpoint, Never, Within, draws_state, restore_draws
+from suite.learn.distributed import Ranks, agreed, mean_over
 from suite.learn.schedules import factor
 from suite.learn.soft_labels import LabelSource, loss_function
 from suite.learn.validation import Curve, Score, Validation, autocast, seeded
-from suite.learn.view_plans import DrawnViews, Renderer, parts
+from suite.learn.view_plans import DrawnViews, Renderer
 from suite.spec.datasets import Dataset
 from suite.spec.recipes import StudentRecipe
 
@@ -120,6 +121,7 @@ def train_student(
     precision: str = "fp32",
     progress: Callable[[int, int], None] = lambda done, total: None,
     checkpoint: Checkpoint | None = None,
+    ranks: Ranks | None = None,
 ) -> dict[str, Any]:
     """Train a student on a distilled set: one forward pass of it, and at most one of each teacher, a view.
 
@@ -137,13 +139,15 @@ def train_student(
         precision: `fp32`, or `bf16` for autocast.
         progress: Called with (steps done, all steps) now and then.
         checkpoint: Where an interrupted training goes on, to the same bits on a CPU; None to start again.
+        ranks: Processes that train together; one by default. Each renders and labels whole batches, whose images are
+            mixed with each other, and trains on its own rows. All of them give the same.
 
     Returns:
         `Record.numbers`: accuracies in percent, the curve over epochs (fractions for budgets in steps), steps.
 
     Raises:
         NumericError: If the loss is not finite (looked at every 50 steps and at evaluations), or a validation logit.
-        UserError: If the recipe is contradictory or does not fit the labels.
+        UserError: If the recipe is contradictory or does not fit the labels, or several ranks cannot train the network.
         DataError: If a stored stream does not belong to this set.
     """
     planner = labels.planner(DrawnViews(recipe, len(distilled.images), distilled.images.shape[-1], seed))
@@ -151,12 +155,14 @@ def train_student(
     total, points = budget(recipe, per_epoch)
     loss_of = loss_function(recipe, labels.soft)
     render, classes = Renderer(distilled.images, dataset, device), distilled.labels.to(device)
-    validation = Validation(val, dataset, device)
+    ranks = ranks or Ranks()
+    validation = Validation(val, dataset, device, ranks=ranks)
     seen = Curve()
-    outer = checkpoint or Never()
+    outer = agreed(checkpoint or Never(), ranks)
     inner = Within(outer, seen.state, seen.restore(outer.load()))
     with seeded(seed, "student", device):
         model = models.channels_last(models.build(arch, dataset.classes, dataset.size).to(device)).train()
+        ranks.prepare(model)
         at = _Position(recipe, model, device)
         at.restore(inner.load())
         for step in range(at.step, total):
@@ -170,12 +176,15 @@ def train_student(
             hard = classes[render.to(plan.index)]
             target = labels.targets(plan, x, hard)
             at.optimizer.zero_grad(set_to_none=True)
-            for part in parts(len(x), recipe.accumulate):
+            losses = []
+            for own in ranks.rows(len(x), recipe.accumulate):
                 with autocast(precision, device):
-                    output = model(x[part])
-                loss = loss_of(output.float(), target[part], hard[part])
+                    output = model(x[own])
+                loss = mean_over(output, target[own], loss_of, hard[own])
                 (loss * (len(output) / len(x))).backward()
-                at.watched += loss.detach()  # stays on the device: the host looks now and then
+                losses.append(loss.detach())
+            # Stays on the device: the host looks now and then.
+            at.watched += ranks.sum_gradients(model.parameters(), torch.stack(losses).sum())
             at.optimizer.step()
             if at.ema is not None:
                 at.ema.update()

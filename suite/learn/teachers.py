@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +16,11 @@ from torch.nn import functional as F
 from suite.errors import DataError, NumericError, UserError
 from suite.learn import models, views
 from suite.learn.checkpoint import Checkpoint, Never, Within, draws_state, restore_draws
+from suite.learn.distributed import Ranks, agreed, mean_over
 from suite.learn.job import generator
 from suite.learn.schedules import factor
 from suite.learn.validation import Curve, Numbers, Validation, autocast, centre, seeded
-from suite.learn.view_plans import RATIO, parts
+from suite.learn.view_plans import RATIO
 from suite.spec.datasets import Dataset
 from suite.spec.recipes import WHOLE, TeacherRecipe
 from suite.spec.stages import TeacherSpec
@@ -62,7 +64,14 @@ class Teacher(nn.Module):
         return logits
 
 
-def augment(x: torch.Tensor, recipe: TeacherRecipe, size: int, draws: torch.Generator) -> torch.Tensor:
+def augment(
+    x: torch.Tensor,
+    recipe: TeacherRecipe,
+    size: int,
+    draws: torch.Generator,
+    batch: int | None = None,
+    rows: slice | torch.Tensor = slice(None),
+) -> torch.Tensor:
     """Random padded crop (`pad`) or RandomResizedCrop, and flip, of a batch.
 
     Args:
@@ -70,19 +79,21 @@ def augment(x: torch.Tensor, recipe: TeacherRecipe, size: int, draws: torch.Gene
         recipe: `pad`, `crop` and `flip`.
         size: Side S of the result.
         draws: A CPU generator.
+        batch: Images that are drawn for; by default those of x.
+        rows: Where those of x stand among them.
 
     Returns:
         float [B, 3, S, S].
     """
-    n, stored = len(x), x.shape[-1]
+    n, stored = len(x) if batch is None else batch, x.shape[-1]
     if recipe.pad:
-        offsets = torch.randint(0, 2 * recipe.pad + 1, (n, 2), generator=draws)
+        offsets = torch.randint(0, 2 * recipe.pad + 1, (n, 2), generator=draws)[rows]
         x = views.pad_crop(centre(x, size), recipe.pad, offsets.to(x.device, non_blocking=True))
     elif recipe.crop != WHOLE or stored != size:
-        boxes = views.rrc_boxes(n, stored, stored, area=recipe.crop, ratio=RATIO, generator=draws)
+        boxes = views.rrc_boxes(n, stored, stored, area=recipe.crop, ratio=RATIO, generator=draws)[rows]
         x = views.crop_resize(x, boxes.to(x.device, non_blocking=True), size)
     if recipe.flip:
-        x = views.flip(x, (torch.rand(n, generator=draws) < 0.5).to(x.device, non_blocking=True))
+        x = views.flip(x, (torch.rand(n, generator=draws) < 0.5)[rows].to(x.device, non_blocking=True))
     return x
 
 
@@ -126,6 +137,7 @@ def train_epochs(
     watch: Watch | None = None,
     checkpoint: Checkpoint | None = None,
     micro_batches: int = 1,
+    ranks: Ranks | None = None,
 ) -> Iterator[int]:
     """Train a network in place, epoch by epoch: linear warm-up and decay of the rate by step, L2 penalty on all.
 
@@ -140,40 +152,48 @@ def train_epochs(
         seed: Of orders and views.
         precision: `fp32` or `bf16`.
         progress: Called with (steps done, all steps).
-        watch: Sees what the network thinks of every batch.
+        watch: Sees what the network thinks of every batch, or of the rows that are this rank's.
         checkpoint: Where an interrupted training goes on; None to start again.
         micro_batches: Parts of a batch that are in memory one after another; their gradients are summed.
+        ranks: Processes that train together; one by default.
 
     Yields:
         Epochs done, from 1; the caller may look at the network.
 
     Raises:
-        UserError: If the recipe has no epoch.
+        UserError: If the recipe has no epoch, or several ranks cannot train this network on such batches.
         NumericError: If the loss of an epoch is not finite.
     """
+    ranks = ranks or Ranks()
+    if min(recipe.batch, len(train)) < ranks.size:
+        raise UserError(f"batches of {recipe.batch} images for {ranks.size} tasks", hint="fewer `tasks`")
+    ranks.prepare(model)
+    chosen = partial(ranks.chosen, count=micro_batches)
     per_epoch, epochs = -(-len(train) // recipe.batch), trained_epochs(recipe)
     at = _Position(model, build_optimizer(recipe, model), device, seed)
     checkpoint = checkpoint or Never()
     at.restore(checkpoint.load())
     while at.epoch < epochs:
         epoch = at.epoch
-        for images, labels in train.batches(recipe.batch, seed=seed, epoch=epoch, begin=at.number):
-            step = epoch * per_epoch + at.number
-            x = augment(images.to(device, non_blocking=True).float() / 255, recipe, dataset.size, at.draws)
+        for images, labels in train.batches(recipe.batch, seed=seed, epoch=epoch, begin=at.number, rows=chosen):
+            step, batch = epoch * per_epoch + at.number, min(recipe.batch, len(train) - at.number * recipe.batch)
+            x = images.to(device, non_blocking=True).float() / 255
+            x = augment(x, recipe, dataset.size, at.draws, batch, chosen(batch))
             x = models.normalise(x, dataset.mean, dataset.std)
             at.optimizer.param_groups[0]["lr"] = recipe.lr * factor(
                 recipe.schedule, step / per_epoch, recipe.epochs, recipe.warmup, MILESTONES, GAMMA
             )
             target = labels.to(device, non_blocking=True)
             at.optimizer.zero_grad(set_to_none=True)
-            seen = []
-            for part in parts(len(x), micro_batches):
+            seen, losses = [], []
+            for own in ranks.pieces(batch, micro_batches):
                 with autocast(precision, device):
-                    logits = model(x[part])
-                loss = F.cross_entropy(logits.float(), target[part], label_smoothing=recipe.label_smoothing)
-                (loss * (len(logits) / len(x))).backward()
-                at.watched += loss.detach()
+                    logits = model(x[own])
+                loss = mean_over(logits, target[own], partial(F.cross_entropy, label_smoothing=recipe.label_smoothing))
+                (loss * (len(logits) / batch)).backward()
+                losses.append(loss.detach())
                 seen.append(logits.detach())
+            at.watched += ranks.sum_gradients(model.parameters(), torch.stack(losses).sum())
             if watch is not None:
                 watch(epoch, at.number, torch.cat(seen), target)
             at.optimizer.step()
@@ -239,6 +259,7 @@ def train_teacher(
     progress: Callable[[int, int], None] = lambda done, total: None,
     checkpoint: Checkpoint | None = None,
     micro_batches: int = 1,
+    ranks: Ranks | None = None,
 ) -> tuple[dict[str, torch.Tensor], Numbers]:
     """Train a network from scratch (`train_epochs`), and measure it now and then.
 
@@ -253,22 +274,24 @@ def train_teacher(
         progress: Called with (steps done, all steps).
         checkpoint: Where an interrupted training goes on; None to start again.
         micro_batches: Parts of a batch that are in memory one after another.
+        ranks: Processes that train together; one by default. All of them give the same.
 
     Returns:
         The state dict behind the last epoch, and numbers as in `Record.numbers`.
 
     Raises:
-        UserError: If the spec has no recipe, or one without an epoch.
+        UserError: If the spec has no recipe, or one without an epoch, or several ranks cannot train its network.
         NumericError: If the loss of an epoch is not finite.
     """
     recipe = spec.recipe
     if recipe is None:
         raise UserError(f"teacher {spec.arch} has no recipe", hint="`teacher.weights: scratch` brings one")
-    validation = Validation(val, dataset, device)
+    ranks = ranks or Ranks()
+    validation = Validation(val, dataset, device, ranks=ranks)
     epochs = trained_epochs(recipe)
     points = {round(epochs * k / EVALUATIONS) for k in range(1, EVALUATIONS + 1)} - {0}
     seen = Curve()
-    outer = checkpoint or Never()
+    outer = agreed(checkpoint or Never(), ranks)
     inner = Within(outer, seen.state, seen.restore(outer.load()))
     with seeded(spec.seed, "teacher", device):
         model = models.channels_last(models.build(spec.arch, dataset.classes, dataset.size).to(device)).train()
@@ -283,6 +306,7 @@ def train_teacher(
             progress=progress,
             checkpoint=inner,
             micro_batches=micro_batches,
+            ranks=ranks,
         ):
             if done in points:
                 seen.add(done, validation.score(model, spec.precision, "teacher"))

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from suite.errors import DataError, NumericError
+from suite.learn.distributed import Ranks
 from suite.learn.job import generator
 from suite.learn.models import normalise
 from suite.spec.datasets import Dataset
@@ -119,22 +120,28 @@ class Validation:
         dataset: For S, mean and standard deviation.
         device: Where to evaluate; small splits are moved there once.
         batch: Images a forward pass, 0 for what suits the device; it changes no prediction.
+        ranks: Processes that share the work; one by default.
     """
 
-    def __init__(self, val: RealImages, dataset: Dataset, device: torch.device, batch: int = 0) -> None:
+    def __init__(
+        self, val: RealImages, dataset: Dataset, device: torch.device, batch: int = 0, ranks: Ranks | None = None
+    ) -> None:
         self.val, self.dataset, self.device = val, dataset, device
-        self.batch = batch or _batch(dataset.size, device)
+        self.ranks = ranks or Ranks()
+        self.batch = (batch or _batch(dataset.size, device)) * self.ranks.size
         self.resident: tuple[torch.Tensor, torch.Tensor] | None = None
         if len(val) * 3 * val.stored**2 <= RESIDENT_BYTES:
             images, labels = val.tensor()
             self.resident = centre(images, dataset.size).contiguous().to(device), labels.to(device)
 
     def batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """uint8 [b, 3, S, S] and int64 [b], on the device."""
+        """uint8 [b, 3, S, S] and int64 [b], on the device: the rows of this rank."""
         if self.resident is not None:
-            yield from zip(*(t.split(self.batch) for t in self.resident), strict=True)
+            for images, labels in zip(*(t.split(self.batch) for t in self.resident), strict=True):
+                own = self.ranks.chosen(len(labels))
+                yield images[own], labels[own]
             return
-        for images, labels in self.val.batches(self.batch):
+        for images, labels in self.val.batches(self.batch, rows=self.ranks.chosen):
             yield centre(images, self.dataset.size).to(self.device), labels.to(self.device)
 
     def score(self, model: nn.Module, precision: str = "fp32", what: str = "network") -> Score:
@@ -151,6 +158,8 @@ class Validation:
         low, high = right + self.dataset.classes, right - 1
         with torch.no_grad(), autocast(precision, self.device):
             for images, labels in self.batches():
+                if not len(labels):  # a last batch may have no row for this rank
+                    continue
                 logits = model(normalise(images, self.dataset.mean, self.dataset.std))
                 predicted = logits.argmax(1)
                 right = right + (predicted == labels).sum()
@@ -158,8 +167,10 @@ class Validation:
                 low, high = torch.minimum(low, predicted.min()), torch.maximum(high, predicted.max())
                 seen += len(labels)
         model.train(training)
+        seen, hits, broken = self.ranks.total(torch.tensor([seen, int(right), int(not finite)])).tolist()
         if seen != len(self.val):
             raise DataError(f"validation gave {seen} images of {len(self.val)}")
-        if not bool(finite):
+        if broken:
             raise NumericError(f"{what} gives logits that are not finite")
-        return Score(100 * int(right) / seen, seen, bool(low == high))
+        highest, lowest = self.ranks.largest([int(high), -int(low)])
+        return Score(100 * hits / seen, seen, highest == -lowest)

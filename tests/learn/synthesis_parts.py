@@ -10,7 +10,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
-from suite.data.loader import permutation
+from suite.data.loader import Rows, permutation, whole_batch
 from suite.learn.job import Job
 from suite.learn.teachers import Teacher
 from suite.spec.datasets import Dataset, dataset
@@ -40,10 +40,18 @@ class DigitImages:
         return self.images[indices]
 
     def batches(
-        self, batch: int, *, seed: int | None = None, epoch: int = 0, drop_last: bool = False, begin: int = 0
+        self,
+        batch: int,
+        *,
+        seed: int | None = None,
+        epoch: int = 0,
+        drop_last: bool = False,
+        begin: int = 0,
+        rows: Rows = whole_batch,
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         order = torch.arange(len(self)) if seed is None else permutation(len(self), seed, epoch)
-        for chosen in order.split(batch)[begin:]:
+        for part in order.split(batch)[begin:]:
+            chosen = part[rows(len(part))]
             yield self.images[chosen], self.labels[chosen]
 
 

@@ -41,7 +41,7 @@ def test_validation_sees_the_centre_of_every_image_once(monkeypatch: pytest.Monk
 def test_validation_that_loses_images_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("suite.learn.validation.RESIDENT_BYTES", 0)
     val = digits("val")
-    monkeypatch.setattr(val, "batches", lambda batch: iter([(val.images[:300], val.labels[:300])]))
+    monkeypatch.setattr(val, "batches", lambda batch, rows: iter([(val.images[:300], val.labels[:300])]))
     with pytest.raises(DataError, match="300 images of 359"):
         Validation(val, DIGITS, CPU).score(Linear(10, 16))
 

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from suite.data.distilled import DistilledSet
-from suite.data.loader import permutation
+from suite.data.loader import Rows, permutation, whole_batch
 from suite.learn.soft_labels import HardLabels, LabelSource
 from suite.learn.students import train_student
 from suite.learn.teachers import Teacher
@@ -41,10 +41,18 @@ class MemoryImages:
         return self.images, self.labels
 
     def batches(
-        self, batch: int, *, seed: int | None = None, epoch: int = 0, drop_last: bool = False, begin: int = 0
+        self,
+        batch: int,
+        *,
+        seed: int | None = None,
+        epoch: int = 0,
+        drop_last: bool = False,
+        begin: int = 0,
+        rows: Rows = whole_batch,
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         order = torch.arange(len(self)) if seed is None else permutation(len(self), seed, epoch)
-        for chosen in order.split(batch)[begin:]:
+        for part in order.split(batch)[begin:]:
+            chosen = part[rows(len(part))]
             self.given[chosen] += 1
             yield self.images[chosen], self.labels[chosen]
 

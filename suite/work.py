@@ -10,7 +10,6 @@ next attempt goes on from there.
 
 from __future__ import annotations
 
-import importlib
 import os
 import socket
 import sys
@@ -38,7 +37,8 @@ from suite.store.retries import CUTTABLE, decide
 
 if TYPE_CHECKING:
     from suite.learn.checkpoint import Checkpoint
-    from suite.stages.context import Context, Outcome, Settings
+    from suite.stages.context import Settings
+    from suite.stages.tasks import Tasks
 
 
 def main() -> int:
@@ -58,15 +58,17 @@ def main() -> int:
         return 128 + error.signum
 
 
-def run_pack(run_dir: str, indices: list[int], notice: Notice | None = None) -> int:
+def run_pack(run_dir: str, indices: list[int], notice: Notice | None = None, tasks: int = 1) -> int:
     """Run some stages of a run directory. Returns 0 if all are published, 1 if any failed.
 
     Args:
         run_dir: The run directory.
         indices: Positions of the stages in it.
         notice: Whether the process was asked to leave; by default signals are taken note of here.
+        tasks: Of this Slurm job, of which this process is one: they train each stage together.
 
     Raises:
+        InfraError: If several tasks do not find each other.
         UserError: If the run directory or an index does not exist.
         Preempted: If a signal asked the process to leave.
     """
@@ -76,20 +78,32 @@ def run_pack(run_dir: str, indices: list[int], notice: Notice | None = None) -> 
     set_threads(settings.threads)
     if settings.group_readable:
         share_with_group()
+    from suite.stages.tasks import met
+
     store = Store(settings.store)
     results: list[bool] = []
     with noticing() if notice is None else nullcontext(notice) as notice:
         try:
-            for stage in stages:
-                results.append(run_stage(stage, store, settings, notice))
+            with met(run, tasks, settings.loader_timeout, notice) as team:
+                for stage in stages:
+                    results.append(run_stage(stage, store, settings, notice, team))
         except Preempted as left:
             left.stages = len(results)
             raise
     return 0 if all(results) else 1
 
 
-def run_stage(stage: Stage, store: Store, settings: Settings, notice: Notice | None = None) -> bool:
+def run_stage(
+    stage: Stage, store: Store, settings: Settings, notice: Notice | None = None, tasks: Tasks | None = None
+) -> bool:
     """Bring one stage to its published state, in batches of half the size if its memory runs out.
+
+    Args:
+        stage: The stage.
+        store: Where it is published.
+        settings: The place.
+        notice: Whether the process was asked to leave.
+        tasks: Those of this job; one by default. All but the first follow it.
 
     Returns:
         Whether it is published now.
@@ -97,19 +111,32 @@ def run_stage(stage: Stage, store: Store, settings: Settings, notice: Notice | N
     Raises:
         Preempted: If a signal asked the process to leave.
     """
-    notice = notice or Notice()
+    from suite.stages.following import follow
+    from suite.stages.tasks import Order, Tasks
+
+    notice, tasks = notice or Notice(), tasks or Tasks()
     notice.leave()
     _say(f"{stage.kind} {stage.key} {stage.label()}")
     fault_point(stage.kind, "start")
+    if not tasks.leads:
+        return follow(stage, store, settings, tasks)
+    published = _bring(stage, store, settings, notice, tasks)
+    tasks.order(Order(0, published))
+    return published
+
+
+def _bring(stage: Stage, store: Store, settings: Settings, notice: Notice, tasks: Tasks) -> bool:
+    from suite.stages.devices import free_memory
+
     parts = _micro_batches(stage, store)
-    if _attempt(stage, store, settings, parts, notice):
+    if _attempt(stage, store, settings, parts, notice, tasks):
         return True
     again = _micro_batches(stage, store)
     if parts > 1 or again == 1:
         return False
     _say(f"  out of memory: again, with batches in {again} parts")
-    _free_memory()
-    return _attempt(stage, store, settings, again, notice)
+    free_memory()
+    return _attempt(stage, store, settings, again, notice, tasks)
 
 
 def _micro_batches(stage: Stage, store: Store) -> int:
@@ -119,25 +146,16 @@ def _micro_batches(stage: Stage, store: Store) -> int:
         return 1  # an older failure that cannot be read changes nothing about this attempt
 
 
-def _free_memory() -> None:
-    import gc
-
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
-
-
-def _attempt(stage: Stage, store: Store, settings: Settings, micro_batches: int, notice: Notice) -> bool:
+def _attempt(stage: Stage, store: Store, settings: Settings, micro_batches: int, notice: Notice, tasks: Tasks) -> bool:
     """One try at a stage. Returns whether it is published now; if not, a record says why."""
     inputs: dict[str, Artifact] = {}
     begin = time.monotonic()
     try:
-        from suite.stages.context import Context, device_info
+        from suite.stages.context import Context, compute, device_info
         from suite.stages.devices import usable_device
+        from suite.stages.tasks import Order, trains
 
-        device = usable_device("cpu" if stage.shards > 1 else settings.device)  # merging asks for no GPU
+        device = usable_device("cpu" if stage.shards > 1 else settings.device, tasks.gpu)  # merging asks for no GPU
         inputs = open_inputs(store, stage, patience())
         if _finished(stage, store, inputs):
             _say("  already published")
@@ -146,10 +164,13 @@ def _attempt(stage: Stage, store: Store, settings: Settings, micro_batches: int,
         begin = time.monotonic()
         with Attempt(store, stage, inputs) as attempt:
             started = datetime.now(UTC).isoformat(timespec="seconds")
-            checkpoint = _checkpoint(stage, inputs, attempt, settings, f"{device.type} {micro_batches}", notice)
+            place = f"{device.type} {micro_batches}" + (f" {tasks.size}" if tasks.size > 1 else "")
+            checkpoint = _checkpoint(stage, inputs, attempt, settings, place, notice)
             progress = _Progress(stage, checkpoint)
-            context = Context(stage, inputs, attempt.dir, settings, device, progress, micro_batches, checkpoint)
-            outcome = _compute(context)
+            context = Context(stage, inputs, attempt.dir, settings, device, progress, micro_batches, checkpoint, tasks)
+            if trains(stage):
+                tasks.order(Order(micro_batches))
+            outcome = compute(context)
             fault_point(stage.kind, "computed")
             record = _record(stage, "done", begin, started)
             found = outcome.device or device_info(device)
@@ -157,10 +178,11 @@ def _attempt(stage: Stage, store: Store, settings: Settings, micro_batches: int,
             record.cost, record.numbers = outcome.cost, outcome.numbers
             record.storage, record.upstream = outcome.storage, outcome.upstream
             record.resumed = checkpoint.attempts
-            record.provenance |= outcome.provenance
+            record.provenance |= outcome.provenance | ({"tasks": tasks.size} if tasks.size > 1 else {})
             attempt.publish(record)
     except Exception as error:
         notice.leave()  # children have got the signal too: what fails behind it may be its doing
+        tasks.failed(error)
         if inputs and _finished(stage, store, inputs):  # another attempt was faster; parts or checkpoints went with it
             return True
         # The one place where any failure becomes a record: siblings go on, and the report shows the hole.
@@ -217,17 +239,6 @@ def _checkpoint(
     folder = checkpoint_folder(attempt.store, stage, inputs, place)
     seconds = 60 * settings.checkpoint_minutes
     return Checkpoint(folder, seconds, kind=stage.kind, notice=notice, attempt=about)
-
-
-def _compute(context: Context) -> Outcome:
-    import torch
-
-    runner = importlib.import_module(f"suite.stages.{context.stage.kind}")
-    with torch.random.fork_rng(devices=[context.device] if context.device.type == "cuda" else []):
-        # Nothing draws from the global generator; a forgotten draw is at least the same every time.
-        torch.manual_seed(0)
-        outcome: Outcome = runner.run(context)
-    return outcome
 
 
 def _advised(error: SuiteError, stage: Stage, micro_batches: int) -> SuiteError:

@@ -52,8 +52,9 @@ def make_drafts(waves: Sequence[Wave], stages: Sequence[Stage], limit: int, budg
     if len(drafts) > budget:
         drafts = _cut(waves, stages, limit, follow=False)
     while len(drafts) > budget:
-        largest = max(waves, key=lambda w: len(w.packs))
-        if len(largest.packs) <= limit:
+        # What several tasks train together shares no job with others.
+        largest = max(waves, key=lambda w: len(w.packs) if (w.resources.tasks or 1) == 1 else 0)
+        if len(largest.packs) <= limit or (largest.resources.tasks or 1) > 1:
             break
         waves = [_longer(w) if w is largest else w for w in waves]
         drafts = _cut(waves, stages, limit, follow=False)

@@ -31,10 +31,12 @@ class Pack:
     Attributes:
         run: Run directory.
         indices: Positions of stages in it.
+        tasks: Tasks of the job, of which the process is one; they train each stage together.
     """
 
     run: str
     indices: tuple[int, ...]
+    tasks: int = 1
 
     def __call__(self) -> int:
         """Run the stages; a task of Slurm's that is asked to leave goes back into the queue.
@@ -48,7 +50,7 @@ class Pack:
             remove_stale_saves()
             try:
                 # By name, so that the launcher's layer does not import the workers'.
-                code = importlib.import_module("suite.work").run_pack(self.run, list(self.indices), notice)
+                code = importlib.import_module("suite.work").run_pack(self.run, list(self.indices), notice, self.tasks)
             except Preempted as left:
                 print(f"{left}: {requeue(Path(self.run), self.indices[0], left)}", flush=True)
                 # Not an exception: submitit would write it down as the task's result.

@@ -87,6 +87,8 @@ class Resources(_Strict):
         time: Time limit; minutes once read.
         sbatch: Further sbatch options by their long names, e.g. `{constraint: nvlink}`.
         shards: Tasks that one synthesis is cut into, at most; a method may allow fewer.
+        tasks: Tasks of one job, on one node, that train a teacher or a student together; with one GPU each where GPUs
+            are asked for. Such stages share no job with others. Changes no key.
     """
 
     partition: Name | None = None
@@ -99,6 +101,7 @@ class Resources(_Strict):
     time: Minutes | None = None
     sbatch: dict[Name, Line] | None = None
     shards: Annotated[int, Field(ge=1, le=10_000)] | None = None
+    tasks: Annotated[int, Field(ge=1, le=64)] | None = None
 
 
 class Nightly(_Strict):
@@ -194,9 +197,25 @@ class Profile(Resources):
         for base in self.sources:
             if base not in REGISTRY:
                 raise ValueError(f"sources.{base}: no dataset {base!r} - {did_you_mean(base, REGISTRY)}")
+        self._check_tasks()
         if self.cluster == "local" and self.setup:
             raise ValueError("setup: lines are for Slurm - activate the environment before launching locally")
         return self
+
+    def _check_tasks(self) -> None:
+        if self.tasks is not None:
+            raise ValueError("tasks: say it for stages that train - below `stages: teacher` or `stages: evaluation`")
+        for name, r in self.stages.items():
+            if r.tasks is None or r.tasks == 1:
+                continue
+            kind = name.partition(":")[0]
+            if kind not in ("teacher", "evaluation"):
+                raise ValueError(f"stages.{name}.tasks: one task a {kind} - teacher and evaluation may have several")
+            if self.cluster == "local":
+                raise ValueError(f"stages.{name}.tasks: several tasks of a job need Slurm - leave it out locally")
+            kinds = (r, self.stages.get(kind, r), self)
+            if next((k.gpus for k in kinds if k.gpus is not None), 0) > 1:
+                raise ValueError(f"stages.{name}.gpus: each task computes on one GPU - set it to 1")
 
     def resources(self, stage: Stage) -> Resources:
         """What a task with this stage asks for: the profile, then its kind, then its kind and dataset base.

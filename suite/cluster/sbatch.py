@@ -186,20 +186,28 @@ def write_script(
 def _set_parameters(
     executor: SlurmExecutor, name: str, r: Resources, profile: Profile, more: Mapping[str, Any]
 ) -> None:
+    tasks = r.tasks or 1
     cpus = {"cpus_per_task": r.cpus_per_task} if r.cpus_per_task else {}
-    gres = {"gres": ":".join(["gpu", *([r.gpu_type] if r.gpu_type else []), str(r.gpus)])} if r.gpus else {}
-    named = {"partition": r.partition, "account": r.account, "qos": r.qos, "mem": r.mem}
+    # All tasks are on one node, and Slurm counts memory and `gres` by the node.
+    gres = {"gres": ":".join(["gpu", *([r.gpu_type] if r.gpu_type else []), str(r.gpus * tasks)])} if r.gpus else {}
+    mem = f"{int(r.mem[:-1]) * tasks}{r.mem[-1]}" if r.mem else None
+    named = {"partition": r.partition, "account": r.account, "qos": r.qos, "mem": mem}
+    several = {"ntasks_per_node": tasks} if tasks > 1 else {}
+    # srun does not inherit this from sbatch since Slurm 22.05.
+    words = [f"--cpus-per-task={r.cpus_per_task}"] if r.cpus_per_task else []
+    if tasks > 1:  # the first task outlives the others: it writes the checkpoint or the record, and requeues
+        words += ["--kill-on-bad-exit=0", "--wait=0"]
     executor.update_parameters(
         job_name=name,
         wckey=None,  # submitit's default key is refused by sites that track keys
         time=r.time,  # without one it would ask for five minutes, where Slurm's default is meant
         setup=list(profile.setup) or None,
-        # srun does not inherit this from sbatch since Slurm 22.05.
-        srun_args=[f"--cpus-per-task={r.cpus_per_task}"] if r.cpus_per_task else None,
+        srun_args=words or None,
         additional_parameters=dict(more),
         **{k: v for k, v in named.items() if v is not None},
         **cpus,
         **gres,
+        **several,
     )
 
 

@@ -138,10 +138,10 @@ class _Submission:
             packs[i] = list(draft.packs[i])
         folder = self.run.logs / name
         folder.mkdir(exist_ok=True)
-        write_packs(folder, self.run.path, packs, draft.wave.resources.time or _UNLIMITED_MINUTES, REQUEUES)
-        script = write_script(
-            folder, name, indices, draft.wave.resources, self.profile, self._dependency(packs, followed), self.avoid
-        )
+        resources, dependency = draft.wave.resources, self._dependency(packs, followed)
+        minutes = resources.time or _UNLIMITED_MINUTES
+        write_packs(folder, self.run.path, packs, minutes, REQUEUES, resources.tasks or 1)
+        script = write_script(folder, name, indices, resources, self.profile, dependency, self.avoid)
         array = Array(name, kind, packs)
         self.run.arrays.append(array)
         self.run.save()  # the intent: from here on the job is found by its name, whatever happens to this process

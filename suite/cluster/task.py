@@ -25,7 +25,7 @@ PACKS = "packs.json"
 VISIBLE_SECONDS = 60.0
 
 
-def write_packs(folder: Path, run: Path, packs: list[list[int]], minutes: int, requeues: int) -> None:
+def write_packs(folder: Path, run: Path, packs: list[list[int]], minutes: int, requeues: int, tasks: int) -> None:
     """Put down what the tasks of an array do, durably.
 
     Args:
@@ -34,8 +34,10 @@ def write_packs(folder: Path, run: Path, packs: list[list[int]], minutes: int, r
         packs: Positions of the stages of each task, by index.
         minutes: Time limit of a task.
         requeues: How many times a task may run into it.
+        tasks: Processes that Slurm starts for each, which train together.
     """
-    write_json(folder / PACKS, {"schema": 1, "run": str(run), "packs": packs, "minutes": minutes, "requeues": requeues})
+    body = {"run": str(run), "packs": packs, "minutes": minutes, "requeues": requeues, "tasks": tasks}
+    write_json(folder / PACKS, {"schema": 1, **body})
 
 
 def place_pickle(folder: Path) -> None:
@@ -57,7 +59,8 @@ def place_pickle(folder: Path) -> None:
             raise InfraError(f"the work of this array is not visible on {environment.hostname}", where=str(folder))
         time.sleep(1.0)
     body = read_json(folder / PACKS)
-    submission = DelayedSubmission(Pack(body["run"], tuple(body["packs"][int(environment.array_task_id or 0)])))
+    pack = tuple(body["packs"][int(environment.array_task_id or 0)])
+    submission = DelayedSubmission(Pack(body["run"], pack, body.get("tasks", 1)))
     submission.set_timeout(body["minutes"], body["requeues"])
     temporary = pickle.with_name(f".{pickle.name}.{uuid.uuid4().hex}")
     submission.dump(temporary)

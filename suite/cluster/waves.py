@@ -23,6 +23,7 @@ STEP_SECONDS = 0.01
 #: How much slower one CPU core is than the GPU of the plan's estimate.
 CPU_SLOWER = 150.0
 #: A task of its own each: preparing is bound by the disk, training a teacher is long, shards are to run side by side.
+#: So has, of any kind, what several tasks train together.
 _ALONE = ("prepare", "teacher", "shard")
 
 
@@ -73,7 +74,7 @@ def make_waves(stages: Sequence[Stage], profile: Profile, seconds: Sequence[floa
         each = {i: cost[i] for i in members}
         # Estimates are coarse: a pack stays well below the time limit of its task.
         longest = min(profile.pack_minutes, wanted.time / 4 if wanted.time else profile.pack_minutes) * 60.0
-        longest = 0.0 if KINDS[kind] in _ALONE else longest
+        longest = 0.0 if KINDS[kind] in _ALONE or (wanted.tasks or 1) > 1 else longest
         packs = even(members, each, profile.slots) if profile.cluster == "local" else filled(members, each, longest)
         waves.append(Wave(KINDS[kind], wanted, tuple(packs), each, longest))
     return waves

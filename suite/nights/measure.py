@@ -109,14 +109,15 @@ def _row(stage: Stage, record: Record, identity: str) -> Row:
 
 
 def _timing(stage: Stage, record: Record, identity: str, profile: Profile) -> Timing:
-    gpus = profile.resources(stage).gpus
+    wanted = profile.resources(stage)
+    gpus = (profile.device != "cpu") if wanted.gpus is None else wanted.gpus
     return Timing(
         identity=identity,
         label=f"{stage.kind} {label(stage)}",
         device=str(record.device.get("name", "")),
         seconds=float(record.cost.get("seconds", record.seconds)),
         attempt_seconds=record.seconds,
-        gpus=(profile.device != "cpu") if gpus is None else gpus,
+        gpus=gpus * int(record.provenance.get("tasks", 1)),
     )
 
 

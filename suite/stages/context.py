@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,9 +15,11 @@ import torch
 
 from suite.data.external import External, teacher_file
 from suite.learn.checkpoint import Checkpoint, Never
+from suite.learn.distributed import Ranks
 from suite.spec.datasets import Dataset, dataset
 from suite.spec.stages import Stage
 from suite.stages.devices import peak_memory, reset_peak_memory
+from suite.stages.tasks import Tasks
 from suite.store import Artifact
 
 if TYPE_CHECKING:
@@ -77,6 +80,7 @@ class Context:
         progress: Called with (done, total) now and then.
         micro_batches: Parts that a training cuts each batch into, after its memory ran out.
         checkpoint: Where an interrupted attempt goes on.
+        tasks: Those of this job, which train together; only the first one writes.
     """
 
     stage: Stage
@@ -87,6 +91,7 @@ class Context:
     progress: Callable[[int, int], None]
     micro_batches: int = 1
     checkpoint: Checkpoint = field(default_factory=Never)
+    tasks: Tasks = field(default_factory=Tasks)
 
     @property
     def spec(self) -> Any:
@@ -131,9 +136,33 @@ class Context:
             found = [(arch, folder / teacher_file(i)) for i, arch in enumerate(external.teachers)]
         return [load_teacher(arch, self.dataset, path=path, device=self.device) for arch, path in found]
 
+    @contextmanager
+    def training(self) -> Iterator[tuple[Ranks, dict[str, Any]]]:
+        """The processes that train together inside the block, and what it costs: filled in when the block ends.
+
+        Raises:
+            SuiteError: As another task failed, if it was that one.
+            Preempted: If a task was asked to leave before they met.
+        """
+        with (
+            self.tasks.training(self.device) as ranks,
+            metered(self.device, self.checkpoint, ranks.size) as cost,
+        ):
+            yield ranks, cost
+
+
+def compute(context: Context) -> Outcome:
+    """Run a stage."""
+    runner = importlib.import_module(f"suite.stages.{context.stage.kind}")
+    with torch.random.fork_rng(devices=[context.device] if context.device.type == "cuda" else []):
+        # Nothing draws from the global generator; a forgotten draw is at least the same every time.
+        torch.manual_seed(0)
+        outcome: Outcome = runner.run(context)
+    return outcome
+
 
 @contextmanager
-def metered(device: torch.device, checkpoint: Checkpoint | None = None) -> Iterator[dict[str, Any]]:
+def metered(device: torch.device, checkpoint: Checkpoint | None = None, tasks: int = 1) -> Iterator[dict[str, Any]]:
     """Measure a computation: device-synchronised seconds and peak memory, filled in when the block ends.
 
     Args:
@@ -141,6 +170,8 @@ def metered(device: torch.device, checkpoint: Checkpoint | None = None) -> Itera
         checkpoint: Where it goes on, if it does. Seconds of earlier attempts, up to the checkpoint that was taken, are
             added; the largest peak counts. Seconds in which checkpoints were written stand beside, as
             `checkpoint_seconds`: how often that happens is a property of the place.
+        tasks: Devices that compute together. Seconds are those of all of them; how long it took stands beside, as
+            `wall_seconds`. Peak memory is that of one.
     """
     cost: dict[str, Any] = {}
     checkpoint = checkpoint or Never()
@@ -153,7 +184,9 @@ def metered(device: torch.device, checkpoint: Checkpoint | None = None) -> Itera
         synchronise(device)
         before = checkpoint.before
         seconds = time.monotonic() - begin - checkpoint.spent
-        found = {"seconds": seconds + before.get("seconds", 0.0), **peak_memory(device)}
+        found = {"seconds": seconds * tasks + before.get("seconds", 0.0), **peak_memory(device)}
+        if tasks > 1:
+            found |= {"wall_seconds": seconds + before.get("wall_seconds", 0.0), "tasks": tasks}
         found["device"] = ", ".join(sorted({*filter(None, before.get("device", "").split(", ")), name}))
         found["peak_memory_bytes"] = max(found["peak_memory_bytes"], before.get("peak_memory_bytes", 0))
         if spent := checkpoint.spent + before.get("checkpoint_seconds", 0.0):

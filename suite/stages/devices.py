@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import warnings
 from pathlib import Path
@@ -16,15 +17,16 @@ from suite.errors import InfraError, UserError
 TRIAL_SECONDS = 10.0
 
 
-def usable_device(wanted: str) -> torch.device:
+def usable_device(wanted: str, number: int | None = None) -> torch.device:
     """The device that the profile wants, after a GPU has shown that it computes.
 
     Args:
         wanted: `auto` (CUDA where a GPU is visible, else the CPU), `cpu` or `cuda`.
+        number: Of a task's own GPU among those that its job has; None where it has a job for itself.
 
     Raises:
         UserError: If `cuda` is wanted and this machine has no GPU, or PyTorch has no code for it.
-        InfraError: If there is a GPU, or Slurm gave one, and CUDA cannot use it.
+        InfraError: If there is a GPU, or Slurm gave one, and CUDA cannot use it; or if a task has none of its own.
     """
     if wanted == "cpu":
         return torch.device("cpu")
@@ -39,12 +41,19 @@ def usable_device(wanted: str) -> torch.device:
         if wanted == "cuda":
             raise UserError("no CUDA device is visible", hint="set `device: auto` or `device: cpu` in the site profile")
         return torch.device("cpu")
-    within(TRIAL_SECONDS, "a first computation on the GPU", _trial)
-    return torch.device("cuda")
+    if number is not None and number >= (visible := torch.cuda.device_count()):
+        hint = "`gpus: 1` in the site profile is one GPU a task"
+        raise InfraError(f"task {number} of this job has no GPU of its own: {visible} visible", hint=hint)
+    device = torch.device("cuda") if number is None else torch.device("cuda", number)
+    within(TRIAL_SECONDS, "a first computation on the GPU", lambda: float(torch.ones(8, device=device).sum()))
+    return device
 
 
-def _trial() -> float:
-    return float(torch.ones(8, device="cuda").sum())
+def free_memory() -> None:
+    """Give back what failed attempts left."""
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 def visible_gpu() -> str:

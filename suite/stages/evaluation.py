@@ -14,7 +14,7 @@ from suite.learn.label_vectors import LabelVectors
 from suite.learn.soft_labels import HardLabels, LabelSource, OnlineLabels, StoredLabels, VectorLabels, entry
 from suite.learn.students import train_student
 from suite.spec.recipes import StudentRecipe
-from suite.stages.context import Context, Outcome, costs, metered, summed
+from suite.stages.context import Context, Outcome, costs, summed
 from suite.store.files import write_json
 
 
@@ -25,7 +25,7 @@ def run(context: Context) -> Outcome:
     distilled = DistilledSet.load(image_file).check(facts.classes, spec.ipc, facts.size)
     labels = _labels(context, len(distilled.labels))
     val = context.real("val")
-    with metered(context.device, context.checkpoint) as cost:
+    with context.training() as (ranks, cost):
         numbers = train_student(
             cut(spec.recipe, context.micro_batches),
             spec.student,
@@ -38,7 +38,10 @@ def run(context: Context) -> Outcome:
             precision=spec.precision,
             progress=context.progress,
             checkpoint=_with_labels(context.checkpoint, labels),
+            ranks=ranks,
         )
+    if not ranks.leads:
+        return Outcome(cost)
     if context.micro_batches > 1:
         numbers["micro_batches"] = context.micro_batches
     write_json(context.dir / "metrics.json", numbers)

@@ -18,7 +18,7 @@ def run(context: Context) -> Outcome:
     spec, facts = context.spec, context.dataset
     if spec.weights == "scratch":
         train, val = context.real("train"), context.real("val")
-        with metered(context.device, context.checkpoint) as cost:
+        with context.training() as (ranks, cost):
             state, numbers = train_teacher(
                 spec,
                 facts,
@@ -28,7 +28,10 @@ def run(context: Context) -> Outcome:
                 context.progress,
                 context.checkpoint,
                 context.micro_batches,
+                ranks,
             )
+        if not ranks.leads:
+            return Outcome(cost)
         if context.micro_batches > 1:
             numbers["micro_batches"] = context.micro_batches
         cost["images"] = len(train) * trained_epochs(spec.recipe)

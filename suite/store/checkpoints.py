@@ -3,9 +3,9 @@
 <root>/<kind>/<2 hex>/<key>/checkpoints/<identity>/    what `suite.learn.checkpoint` writes
 
 An identity stands for the bytes of the inputs and for how the stage is computed: the kind of device, into how many
-parts batches are cut, which share of a set is made. A checkpoint of other inputs is never found, and neither is one of
-another kind of device, whose draws and roundings differ: a stage that moves from CPU to GPU, or to another number of
-processes, starts again.
+parts batches are cut, which share of a set is made, how many tasks train together. A checkpoint of other inputs is
+never found, and neither is one of another kind of device, whose draws and roundings differ: a stage that moves from CPU
+to GPU, or to another number of tasks, starts again.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def checkpoint_folder(store: Store, stage: Stage, inputs: dict[str, Artifact], p
         store: The store.
         stage: The stage.
         inputs: Its verified inputs by role.
-        place: How it is computed, e.g. `cuda 1`: the kind of device, and parts of a batch.
+        place: How it is computed, e.g. `cuda 1`: the kind of device, parts of a batch, and tasks if there are several.
     """
     identity = digest(canonical({"inputs": {role: a.digest for role, a in inputs.items()}, "place": place}))[:16]
     return store.home(stage.kind, stage.key) / FOLDER / identity

@@ -35,14 +35,16 @@ class Record:
         seconds: Duration by the monotonic clock, device-synchronised.
         device: {"type", "name", "threads", "precision"}.
         cost: Own cost: {"seconds", "image_iterations", "forward_images", "images", "peak_memory_bytes",
-            "peak_memory_kind", "device"}.
+            "peak_memory_kind", "device"}. Seconds of devices: where several tasks trained together those of all, with
+            "wall_seconds" and the number of "tasks" beside.
         upstream: For rows: {"synthesis": cost, "teacher": cost, "statistics": cost, "relabel": cost} of the inputs;
             several teachers are summed, and listed by key under `each`.
         numbers: For rows: {"accuracy_last", "accuracy_best", "best_epoch", "epochs", "steps", "classes", "val_images",
             "curve": [[epoch, accuracy]], "constant_prediction": bool}; accuracies in percent. With "micro_batches"
             if batches were cut into so many parts after the device ran out of memory.
         storage: For rows: ledger entries {"name", "kind", "bytes", "shipped", "needed_for"}.
-        provenance: {"commit", "dirty", "suite", "python", "torch", ..., "host", "pid", "slurm", "loader", "seed"}.
+        provenance: {"commit", "dirty", "suite", "python", "torch", ..., "host", "pid", "slurm", "loader", "seed"}, and
+            "tasks" if there were several.
         schema: Version of this layout.
     """
 

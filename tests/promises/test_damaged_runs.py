@@ -77,7 +77,7 @@ def test_foreseen_failures_have_no_traceback_in_the_log(
     def refuse(*_: object) -> None:
         raise SuiteError("refused")
 
-    monkeypatch.setattr("suite.work._compute", refuse)
+    monkeypatch.setattr("suite.stages.context.compute", refuse)
     monkeypatch.delenv("SUITE_DEBUG", raising=False)
     assert run_pack(str(run), [0]) == 1
     assert "Traceback" not in capfd.readouterr().err

@@ -7,6 +7,7 @@ Right from artifacts alone; where Slurm answers, its word is added, by one query
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 import time
@@ -43,6 +44,8 @@ def main() -> int:
     action.add_argument("--json", action="store_true", help="every stage, for programs")
     action.add_argument("--watch", action="store_true", help="show again what changes, until nothing is in flight")
     arguments = parser.parse_args()
+    if not arguments.watch:
+        gc.disable()  # one look, and everything goes with the process
     profile = load_profile(find_profile(arguments.profile), store=arguments.store)
     plan = subset(load_plan(arguments.grid, variant=arguments.variant, max_cells=MAX_CELLS), arguments.only)
     store = Store(Path(profile.store).absolute())

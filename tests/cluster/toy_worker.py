@@ -23,7 +23,7 @@ from suite.store import Attempt, Record, Store
 from suite.store.attempts import Blocked, is_current, open_inputs
 
 
-def run_pack(run_dir: str, indices: list[int], notice: object = None) -> int:
+def run_pack(run_dir: str, indices: list[int], notice: object = None, tasks: int = 1) -> int:
     """As `suite.work.run_pack`."""
     run = Path(run_dir)
     store = Store(json.loads((run / "settings.json").read_text())["store"])

@@ -121,7 +121,7 @@ def test_a_task_that_gets_nowhere_stays_away(made: Bench, tmp_path: Path) -> Non
         assert "requeued" in requeue(made.run, made.index, further), "a step forward starts the count again"
 
 
-@pytest.mark.parametrize("minutes", [5, 10])
+@pytest.mark.parametrize("minutes", [pytest.param(5, marks=pytest.mark.slow), 10])
 def test_short_time_limits_are_not_counted_as_timeouts(tiny: Tiny, tmp_path: Path, minutes: int) -> None:
     """submitit counts every job of ten minutes or less as timed out from its first second, and gives up after some."""
     from submitit.core.utils import DelayedSubmission

@@ -180,7 +180,8 @@ def broken(rank: int, error: Exception, times: int = 1) -> Prepared:
     return prepare
 
 
-@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
 def test_memory_that_runs_out_in_either_task_cuts_the_batches_of_both(tiny: Tiny, tmp_path: Path, rank: int) -> None:
     job = of_evaluation(tiny, tmp_path)
     ended: Ended = job.run(prepare=broken(rank, OutOfMemory("CUDA out of memory")))

@@ -110,15 +110,17 @@ def write(
     Raises:
         InfraError: If the file system refuses.
     """
-    from suite.leaderboard.figures import figure_files
+    from suite.leaderboard.figures import drawing
     from suite.leaderboard.files import table_files
     from suite.leaderboard.page import FOLDERS, site
     from suite.leaderboard.plots import overview
     from suite.store.files import write_bytes
 
-    files = table_files(name, rows, tables) | figure_files(tables)
-    files[TEXT] = text.encode()
-    files["overview.png"] = overview(tables[0], rows, name, grouped=grouped)
+    with drawing(tables) as figures:
+        files = table_files(name, rows, tables)
+        files[TEXT] = text.encode()
+        files["overview.png"] = overview(tables[0], rows, name, grouped=grouped)
+        files |= figures()
     files |= site(name, rows, tables, store=store, gallery=gallery, files=list(files), grouped=grouped)
     for file, data in files.items():
         write_bytes(folder / file, data)

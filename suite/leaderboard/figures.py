@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from multiprocessing import get_context
 from typing import Any
 
 import matplotlib as mpl
@@ -18,6 +21,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from suite.errors import InfraError
 from suite.leaderboard.formats import clean, size
 from suite.leaderboard.plots import COLOURS, MARKERS
 from suite.leaderboard.statistics import pareto, plain_records
@@ -25,14 +29,44 @@ from suite.leaderboard.tables import Table
 
 #: Panels of a figure and series of a panel; the tables have all.
 MAX_PANELS, MAX_SERIES = 9, 16
+#: Lines of tables from which a process of its own draws, while this one writes the tables.
+MANY = 5_000
 #: Of PNG files.
 _DPI = 300
+#: Tables that figures are drawn from.
+_DRAWN = ("accuracy", "accuracy_time", "storage", "trend")
 _PANEL = ["dataset", "student", "protocol"]
 _METADATA: dict[str, dict[str, Any]] = {
     "pdf": {"CreationDate": None, "ModDate": None, "Producer": None, "Creator": None},
     "svg": {"Date": None, "Creator": None},
     "png": {"Software": None},
 }
+
+
+@contextmanager
+def drawing(tables: Sequence[Table]) -> Iterator[Callable[[], dict[str, bytes]]]:
+    """Begin to draw: what this gives is called for `figure_files(tables)`, later.
+
+    Args:
+        tables: Of `make.make`.
+
+    Raises:
+        InfraError: By the call, if the process that draws died.
+    """
+    drawn = [t for t in tables if t.slug in _DRAWN]
+    if sum(len(t) for t in drawn) < MANY:
+        yield lambda: figure_files(drawn)
+        return
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        begun = pool.submit(figure_files, drawn)
+
+        def result() -> dict[str, bytes]:
+            try:
+                return begun.result()
+            except BrokenProcessPool as error:
+                raise InfraError("the process that draws figures died", hint="memory for a second process") from error
+
+        yield result
 
 
 def figure_files(tables: Sequence[Table]) -> dict[str, bytes]:

@@ -133,6 +133,16 @@ def test_a_report_of_a_grid_with_nights_has_the_figure(tmp_path: Path) -> None:
     assert picture.size == (780, 570) and [round(d) for d in picture.info["dpi"]] == [300, 300]
 
 
+def test_a_process_of_its_own_draws_the_same_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    from suite.leaderboard import figures
+
+    tables = trends([Point(f"n{i}", "a", "x", "accuracy", float(i > 3)) for i in range(8)])
+    here = figures.figure_files(tables)
+    monkeypatch.setattr(figures, "MANY", 1)
+    with figures.drawing(tables) as drawn:
+        assert drawn() == here
+
+
 GOLDEN = ROOT / "tests" / "golden" / "historic"
 
 

@@ -24,7 +24,8 @@ from suite.exchange import label_files
 from suite.exchange.folders import class_folders, read_folders
 from suite.exchange.label_files import LabelFile, read_labels
 from suite.exchange.ledger import image_entries, teacher_entries
-from suite.learn.teachers import load_teacher, read_weights
+from suite.learn.teachers import load_teacher
+from suite.learn.weights import read_weights
 from suite.provenance import provenance
 from suite.spec.archs import check_arch
 from suite.spec.datasets import Dataset

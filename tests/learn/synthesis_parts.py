@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
 
@@ -10,16 +9,16 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
-from suite.data.loader import Rows, permutation, whole_batch
 from suite.learn.job import Job
 from suite.learn.teachers import Teacher
 from suite.spec.datasets import Dataset, dataset
+from tests.learn.training import MemoryImages
 
 #: Tests of many small steps: a second thread costs more than it gives, and sums stay the same everywhere.
 torch.set_num_threads(1)
 
 
-class DigitImages:
+class DigitImages(MemoryImages):
     """Real digits in memory, 16x16 RGB, as `suite.data.loader.RealImages` gives them."""
 
     def __init__(self, stored: int = 16, classes: int = 10, per_class: int | None = None) -> None:
@@ -30,29 +29,12 @@ class DigitImages:
             few = torch.cat([torch.nonzero(labels == c).flatten()[:per_class] for c in range(classes)])
             images, labels = images[few], labels[few]
         grey = (images * (255 / 16)).to(torch.uint8)[:, None].float()
-        self.images = nn.functional.interpolate(grey, (stored, stored)).to(torch.uint8).expand(-1, 3, -1, -1)
-        self.labels, self.classes, self.stored = labels, classes, stored
-
-    def __len__(self) -> int:
-        return len(self.labels)
+        super().__init__(
+            nn.functional.interpolate(grey, (stored, stored)).to(torch.uint8).expand(-1, 3, -1, -1), labels
+        )
 
     def take(self, indices: torch.Tensor) -> torch.Tensor:
         return self.images[indices]
-
-    def batches(
-        self,
-        batch: int,
-        *,
-        seed: int | None = None,
-        epoch: int = 0,
-        drop_last: bool = False,
-        begin: int = 0,
-        rows: Rows = whole_batch,
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        order = torch.arange(len(self)) if seed is None else permutation(len(self), seed, epoch)
-        for part in order.split(batch)[begin:]:
-            chosen = part[rows(len(part))]
-            yield self.images[chosen], self.labels[chosen]
 
 
 class Net(nn.Module):

@@ -184,6 +184,7 @@ def _attempt(stage: Stage, store: Store, settings: Settings, micro_batches: int,
         notice.leave()  # children have got the signal too: what fails behind it may be its doing
         tasks.failed(error)
         if inputs and _finished(stage, store, inputs):  # another attempt was faster; parts or checkpoints went with it
+            _say(f"  published by another attempt; this one ended with: {classified(error).line()}")
             return True
         # The one place where any failure becomes a record: siblings go on, and the report shows the hole.
         if debug() or not isinstance(error, SuiteError | OSError | MemoryError):

@@ -169,7 +169,7 @@ class Crew:
         if killed_for_memory() == running.killed:
             self._record(untouched[0], "infra", f"the process died: {last}", running.folder)
             return tuple(untouched[1:])
-        self._record(untouched[0], "oom", "the kernel killed the process: the host's memory ran out", running.folder)
+        self._record(untouched[0], "oom", "the process died while the kernel killed for lack of memory", running.folder)
         stage = self.stages[untouched[0]]
         smaller = decide(self.store.failures(stage.kind, stage.key)).micro_batches > 1
         return tuple(untouched if smaller else untouched[1:])

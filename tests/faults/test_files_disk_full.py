@@ -116,6 +116,7 @@ def test_a_log_that_the_disk_does_not_take_stops_nothing(tiny: tuple[Plan, Store
     made.check()
 
 
+@pytest.mark.slow
 def test_preparing_on_a_full_disk_is_infra_and_room_completes_it(
     tiny: tuple[Plan, Store, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

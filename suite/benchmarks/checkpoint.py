@@ -12,7 +12,6 @@ has more rows to sum up, and not more that wait for the disk.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import tempfile
@@ -70,9 +69,12 @@ def run(arguments: argparse.Namespace) -> int:
     import torch
 
     from suite.stages.context import device_info
+    from suite.store.files import write_json
 
     load = os.getloadavg()
     rows = []
+    if arguments.folder is not None:
+        arguments.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         for case in cases(arguments.ipc):
             rows.append(measure(case, Path(folder) / case.kind, arguments.saves, 60 * arguments.minutes))
@@ -92,7 +94,7 @@ def run(arguments: argparse.Namespace) -> int:
             "saves": arguments.saves,
             "rows": rows,
         }
-        arguments.json.write_text(json.dumps(body, indent=1, sort_keys=True) + "\n")
+        write_json(arguments.json, body)
     return 0 if all(row["percent"] <= 5 for row in rows) else 1
 
 

@@ -168,11 +168,27 @@ def _add_patches(ctx: Any, total: torch.Tensor, big: torch.Tensor, by_token: tor
     if big.shape == total.shape:
         cut(total).addcmul_(cut(big), b).add_(a)
         return
+    if torch.compiler.is_compiling():  # a compiler plans memory itself, and takes no view as `out`
+        total.add_(_shrunk(torch.addcmul(a, cut(big), b).reshape(big.shape), *total.shape[2:]))
+        return
     share, small = _scratch(big, big.shape), _scratch(total, total.shape)
     torch.addcmul(a, cut(big), b, out=cut(share))
     sizes = [height, width], list(total.shape)
     torch.ops.aten.upsample_bilinear2d_backward(share, *sizes, False, None, None, grad_input=small)
     total.add_(small)
+
+
+@torch.library.custom_op("suite::shrunk", mutates_args=())
+def _shrunk(share: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """The adjoint of `enlarged` as compilers call it: they cannot look into ATen's with sizes that they do not know."""
+    sizes = list(share.shape[2:]), [*share.shape[:2], height, width]
+    return torch.ops.aten.upsample_bilinear2d_backward(share, *sizes, False)
+
+
+@_shrunk.register_fake
+def _(share: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    form = torch.channels_last if share.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
+    return share.new_empty(*share.shape[:2], height, width).contiguous(memory_format=form)
 
 
 def _scratch(like: torch.Tensor, shape: torch.Size) -> torch.Tensor:
@@ -181,7 +197,7 @@ def _scratch(like: torch.Tensor, shape: torch.Size) -> torch.Tensor:
     On CPUs it is kept, since fresh pages cost more than the arithmetic on them; accelerators have their own allocators.
     """
     layout = torch.channels_last if like.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
-    if like.device.type != "cpu" or torch.compiler.is_compiling():
+    if like.device.type != "cpu":
         return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=layout)
     kept: dict[Any, torch.Tensor] = _SCRATCH.__dict__.setdefault("maps", {})
     key = shape, like.dtype, layout

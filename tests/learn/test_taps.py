@@ -310,15 +310,26 @@ def test_weights_are_cast_once_and_not_in_every_call():
     assert count.calls == 1  # the images
 
 
-def test_compiled_taps_give_the_same_statistics_and_gradients():
+@pytest.mark.parametrize(
+    "batches",
+    [
+        [(4, 1)],
+        # A compiler that has seen two sizes takes all further ones as unknown.
+        pytest.param([(4, 1), (6, 2), (9, 3)], marks=pytest.mark.slow),
+    ],
+    ids=["one size", "several sizes"],
+)
+def test_compiled_taps_give_the_same_statistics_and_gradients(batches: list[tuple[int, int]]):
     """With the eager back end: what a compiler sees is one graph, and the gradients go through it."""
-    model, x = net().double(), torch.randn(4, 3, 8, 8, dtype=torch.float64, requires_grad=True)
-    found = []
-    for compiled in (False, True):
-        taps = Taps(model, ("bn", "conv"), 4, compiled="aot_eager" if compiled else False)
-        logits, stats = taps(x)
-        weights = torch.linspace(0, 1, stats.measured.numel(), dtype=torch.float64).view_as(stats.measured)
-        loss = (weights * stats.measured).sum() + logits.sum()
-        found.append((logits, stats.measured, *torch.autograd.grad(loss, x)))
-    for ours, theirs in zip(*found, strict=True):
-        torch.testing.assert_close(ours, theirs)
+    model = nn.Sequential(*net()[:5], nn.Conv2d(8, 8, 3, padding=1), *net()[5:]).double().eval()
+    images = torch.randn(9, 3, 12, 12, dtype=torch.float64, requires_grad=True)  # patches fit 12 pixels, and not 6
+    eager, compiled = (Taps(model, ("bn", "conv"), 4, compiled=how) for how in (False, "aot_eager"))
+    for batch, groups in batches:
+        found = []
+        for taps in (eager, compiled):
+            logits, stats = taps(images[:batch], groups)
+            weights = torch.linspace(0, 1, stats.measured.numel(), dtype=torch.float64).view_as(stats.measured)
+            loss = (weights * stats.measured).sum() + logits.sum()
+            found.append((logits, stats.measured, *torch.autograd.grad(loss, images)))
+        for ours, theirs in zip(*found, strict=True):
+            torch.testing.assert_close(ours, theirs)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.utils import counters
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from suite.errors import UserError
@@ -333,3 +334,15 @@ def test_compiled_taps_give_the_same_statistics_and_gradients(batches: list[tupl
             found.append((logits, stats.measured, *torch.autograd.grad(loss, images)))
         for ours, theirs in zip(*found, strict=True):
             torch.testing.assert_close(ours, theirs)
+
+
+def test_a_synthesis_compiles_as_many_teachers_as_it_has_once_each():
+    """Compilers allow 8 networks a function: 5 teachers with two sizes of batches would be more."""
+    x, kept, graphs = torch.randn(2, 3, 8, 8), [], counters["stats"]
+    before = graphs["unique_graphs"]
+    for deeper in range(9):
+        model = nn.Sequential(*net()[:3], *(nn.Conv2d(6, 6, 1) for _ in range(deeper)), *net()[3:]).eval()
+        kept.append(Taps(model, compiled="eager"))
+        for _ in range(2):
+            assert torch.equal(kept[-1](x)[0], Taps(model)(x)[0])
+    assert graphs["unique_graphs"] == before + 9

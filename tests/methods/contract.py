@@ -110,6 +110,18 @@ def check_shards(
         assert counters.forward_images >= whole.counters.forward_images
 
 
+def check_compiled(cls: type[Method]) -> None:
+    """A compiler sees one graph of every teacher, and the images are those without one, up to roundings.
+
+    The graph is run by the eager back end: what `fullgraph` refuses is refused by all of them.
+    """
+    alone, compiled = (
+        short(cls).synthesize(replace(job_for(cls, ipc=3), compile=how)).images.int() for how in (False, "aot_eager")
+    )
+    differ = (alone - compiled).abs()
+    assert int(differ.max()) <= 2 and float((differ > 0).float().mean()) < 0.02
+
+
 def check_teachers_stay(cls: type[Method]) -> None:
     """Teachers leave a synthesis as they entered it: weights, mode, gradients and hooks."""
     job = job_for(cls)

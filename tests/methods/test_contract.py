@@ -86,6 +86,12 @@ def test_method_leaves_teachers_as_they_were(name: str) -> None:
     contract.check_teachers_stay(get(name))
 
 
+@pytest.mark.slow  # a compiler's first look at a network takes seconds
+@pytest.mark.parametrize("name", [name for name in NAMES if "compile" in get(name).engine()])
+def test_compiled_teachers_give_the_same_images(name: str) -> None:
+    contract.check_compiled(get(name))
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_method_has_facts_for_every_dataset(name: str) -> None:
     contract.check_facts(get(name))

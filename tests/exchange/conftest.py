@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +12,7 @@ from suite.errors import SuiteError
 from suite.grid import Plan, load_plan
 from suite.spec.stages import Stage
 from suite.store import Record, Store
+from tests.once import made_once
 from tests.tiny import write_run
 
 #: Two teachers, so that their order matters; IPC names the label policy.
@@ -61,14 +63,17 @@ class Made:
 @pytest.fixture(scope="session")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     """The grid, run once. Rows of external sets may be added; nothing else changes it."""
-    from suite.work import run_pack
 
-    folder = tmp_path_factory.mktemp("policies")
-    (folder / "grid.yaml").write_text(GRID)
-    plan = load_plan(folder / "grid.yaml")
-    store = Store(folder / "store")
-    assert run_pack(str(write_run(plan, store)), list(range(len(plan.stages)))) == 0
-    return Made(plan, store)
+    def make(folder: Path) -> None:
+        from suite.work import run_pack
+
+        (folder / "grid.yaml").write_text(GRID)
+        plan = load_plan(folder / "grid.yaml")
+        run = write_run(plan, Store(folder / "store"))
+        assert run_pack(str(run), list(range(len(plan.stages)))) == 0
+
+    folder = made_once(tmp_path_factory, "policies", make)
+    return Made(load_plan(folder / "grid.yaml"), Store(folder / "store"))
 
 
 Command = Callable[..., str]

@@ -17,7 +17,7 @@ from suite.cluster.cancel import Flying, flying_tasks
 from suite.cluster.garbage import WHAT, Item, Survey, Surveyor, delete
 from suite.cluster.profile import find_profile, load_profile
 from suite.cluster.query import QueryFailed, live_tasks
-from suite.cluster.runs import runs_of_jobs
+from suite.cluster.runs import of_other_accounts, runs_of_jobs
 from suite.cluster.show import plural, say, size, table
 from suite.errors import Parser, UserError, guarded
 from suite.grid import load_plan
@@ -96,6 +96,8 @@ def in_flight(store: Store) -> tuple[list[Flying] | None, str]:
     """This user's tasks in flight, or None and why Slurm could not be asked; not asked where no job was submitted."""
     if not any('"slurm"' in p.read_text() for p in (store.root / "runs").glob("*/*/jobs.json")):
         return [], ""
+    if note := of_other_accounts((store.root / "runs").glob("*/*")):
+        return None, f"{note}; what they may work on was kept"
     try:
         tasks = live_tasks()
     except QueryFailed as error:

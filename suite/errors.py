@@ -31,6 +31,8 @@ class SuiteError(Exception):
     exit_code = 1
     #: Node and job in which it happened, if not here.
     place = ("", "")
+    #: Whether it may be the node's doing; storage that all nodes share is not.
+    of_node = True
 
     def __init__(self, what: str, *, where: str = "", hint: str = "") -> None:
         self.what, self.where, self.hint = one_line(what), one_line(where), one_line(hint)

@@ -15,6 +15,8 @@ _PLACE = (
     "devices are busy", "launch failure", "fallen off the bus", "nvlink", "system not yet initialized",
     "system not initialized", "no nvidia", "nccl error", "connection closed by peer", "connection reset by peer",
 )  # fmt: skip
+#: What storage says that all nodes share, as stores are: the next node would say it, too.
+_SHARED = (errno.ENOSPC, errno.EDQUOT, errno.ESTALE, errno.EACCES)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 SUGGESTION = "a GPU with more memory, or in the profile another `gpu_type` or `mem`"
 
@@ -24,6 +26,12 @@ def classified(error: BaseException) -> SuiteError:
 
     What is not known is the user's: code and spec stay the same, and so would the next attempt fail.
     """
+    found = _classified(error)
+    found.of_node = found.of_node and not any(isinstance(e, OSError) and e.errno in _SHARED for e in _chain(error))
+    return found
+
+
+def _classified(error: BaseException) -> SuiteError:
     if isinstance(error, SuiteError):
         return error
     text = f"{type(error).__name__}: {error}".rstrip(".")

@@ -33,7 +33,7 @@ from suite.store.files import share_with_group
 from suite.store.retries import KINDS as FAILURE_KINDS
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from suite.cluster.query import Task
     from suite.cluster.runs import Run
@@ -300,9 +300,9 @@ def start(launch: Launch) -> int:
     from suite.cluster.submitting import submitting
 
     flying = {(launch.plan.stages[i].kind, launch.plan.stages[i].key): task for i, task in launch.flying.items()}
-    avoid = nodes_to_avoid(todo)
-    if avoid:
-        say(f"not on {' '.join(avoid)}, where stages failed")
+    avoid = nodes_to_avoid(todo, {wave.resources.partition or "" for wave in waves})
+    if named := sorted({node for nodes in avoid.values() for node in nodes}):
+        say(f"not on {' '.join(named)}, where stages failed")
     patience = inf if launch.arguments.wait else PATIENCE
     try:
         with submitting(run):
@@ -315,13 +315,20 @@ def start(launch: Launch) -> int:
     return 0
 
 
-def nodes_to_avoid(todo: Sequence[Todo]) -> list[str]:
-    """Nodes where stages that run again have failed; at most half of the cluster, those with most failures first."""
-    from suite.cluster.query import node_names
+def nodes_to_avoid(todo: Sequence[Todo], partitions: Collection[str]) -> dict[str, list[str]]:
+    """Nodes where stages that run again have failed, by the partition that a task asks for ("" for the default one).
+
+    They are at most half of its nodes, those with most failures first: on the others, tasks go on.
+    """
+    from suite.cluster.query import partition_nodes
 
     blamed = Counter(node for t in todo for node in t.exclude_nodes)
-    known = node_names() if blamed else []
-    return sorted([node for node, _ in blamed.most_common() if node in known][: len(known) // 2])
+    known = partition_nodes() if blamed else {}
+    found = {}
+    for asked in partitions if known else ():
+        nodes = {node for name in asked.split(",") for node in known.get(name, ())}
+        found[asked] = sorted([node for node, _ in blamed.most_common() if node in nodes][: len(nodes) // 2])
+    return found
 
 
 def print_submitted(launch: Launch, run: Run) -> None:

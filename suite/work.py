@@ -30,7 +30,7 @@ from suite.spec.keys import plain
 from suite.spec.stages import Stage, stage_from_json
 from suite.store import Artifact, Attempt, Record, Store
 from suite.store.artifacts import Corrupt
-from suite.store.attempts import Blocked, is_current, open_inputs, patience
+from suite.store.attempts import Blocked, is_current, job, open_inputs, patience
 from suite.store.checkpoints import checkpoint_folder, discard_checkpoints
 from suite.store.files import read_json, share_with_group
 from suite.store.retries import CUTTABLE, decide
@@ -155,7 +155,7 @@ def _attempt(stage: Stage, store: Store, settings: Settings, micro_batches: int,
         from suite.stages.devices import usable_device
         from suite.stages.tasks import Order, trains
 
-        device = usable_device("cpu" if stage.shards > 1 else settings.device, tasks.gpu)  # merging asks for no GPU
+        device = usable_device(settings.device if _computes(stage) else "cpu", tasks.gpu)
         inputs = open_inputs(store, stage, patience())
         if _finished(stage, store, inputs):
             _say("  already published")
@@ -225,6 +225,11 @@ def _already(stage: Stage, store: Store, inputs: dict[str, Artifact]) -> bool:
     return False
 
 
+def _computes(stage: Stage) -> bool:
+    """Whether a stage uses a device: preparing and merging need no GPU, and run where there is none."""
+    return stage.kind != "prepare" and stage.shards <= 1
+
+
 def _checkpoint(
     stage: Stage, inputs: dict[str, Artifact], attempt: Attempt, settings: Settings, place: str, notice: Notice
 ) -> Checkpoint:
@@ -281,7 +286,8 @@ def _record_failure(stage: Stage, store: Store, inputs: dict[str, Artifact], err
         record.failure["stage"] = error.stage
     record.cost = peak_memory()
     try:
-        Attempt(store, stage, inputs).fail(record, error.place if any(error.place) else None)
+        here = None if error.of_node else ("", job())
+        Attempt(store, stage, inputs).fail(record, error.place if any(error.place) else here)
     except InfraError as lost:  # the disk that failed the stage takes no record either; the log has both
         _complain(f"no record: {lost.line()}")
     _complain(f"{status} ({error.kind}): {error.line()}")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from suite.clean import referenced
+from suite.clean import in_flight, referenced
 from suite.cluster.cancel import Flying
 from suite.cluster.cancelled import remember
 from suite.cluster.garbage import Survey, Surveyor, delete
@@ -108,6 +108,16 @@ def test_attempts_on_other_hosts_stay_while_their_job_lives_or_files_change(stor
     found = look(store, asked=False)
     assert away not in paths(found) and found.kept["attempt", "Slurm was not asked"] == 2
     assert paths(look(store)) & {away, beating} == {away}
+
+
+def test_what_jobs_of_other_accounts_may_work_on_stays(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever cleans, root included, sees only their own jobs."""
+    attempt(store, 0, "000-17-0-node-3-55-aaaaaa")
+    old(store.root)
+    submitted(store, [0])
+    monkeypatch.setattr("os.getuid", lambda: 4711)
+    found, note = in_flight(store)
+    assert found is None and note == "jobs of 1 other account were not asked about; what they may work on was kept"
 
 
 def test_an_attempt_that_wakes_up_after_the_survey_is_left(store: Store) -> None:

@@ -327,7 +327,7 @@ def test_watch_draws_a_live_view_on_a_terminal(tmp_path: Path) -> None:
 def test_waiting_gives_up_on_tasks_that_neither_run_nor_queue(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     made = submitted(store)
     stale = [Task("1", i, "REQUEUED", "None", made.arrays[0].name) for i in range(3)]
-    monkeypatch.setattr(follow, "live_tasks", lambda: stale)
+    monkeypatch.setattr(follow, "live_tasks", lambda ending: stale)
     monkeypatch.setattr(follow, "_POLL", 0.01)
     with pytest.raises(InfraError, match=r"3 stages did not move for 0 s: job 1_.* is REQUEUED") as caught:
         follow.follow_slurm([made], PLAN.stages, store, lambda fresh: None, stale_after=0.05)

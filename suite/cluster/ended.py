@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 
 from suite.cluster.cancelled import remember
 from suite.cluster.query import QueryFailed, Task, call
+from suite.cluster.requeue import left_in_order
 from suite.cluster.runs import Array, Run
 from suite.cluster.words import word
 from suite.spec.keys import plain
@@ -117,6 +118,8 @@ def _blame(
 ) -> bool:
     """Record the failure of the stage at which a task died: the first that it left without artifact and record."""
     job, index = f"{place[0]}_{place[1]}", place[1]
+    if left_in_order(run.path, job, array.packs[index][0]):
+        return False
     for key in (run.keys[i] for i in array.packs[index]):
         if (store.home(*key) / "out").is_dir():
             continue

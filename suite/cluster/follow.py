@@ -83,7 +83,7 @@ def follow_slurm(
         if not waiting or empty >= 2:
             return
         try:
-            tasks = in_flight(runs, live_tasks())
+            tasks = in_flight(runs, live_tasks(ending=True))
             left = [tasks[node] for node in waiting & tasks.keys()]
             empty = 0 if left else empty + 1
             heard = time.monotonic()

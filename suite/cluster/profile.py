@@ -85,7 +85,7 @@ class Resources(_Strict):
         cpus_per_task: CPU cores a task.
         mem: Memory a task, e.g. `64G`.
         time: Time limit; minutes once read.
-        sbatch: Further sbatch options by their long names, e.g. `{constraint: nvlink}`.
+        sbatch: Further sbatch options by their long names, e.g. `{constraint: nvlink, exclusive: true}`.
         shards: Tasks that one synthesis is cut into, at most; a method may allow fewer.
         tasks: Tasks of one job, on one node, that train a teacher or a student together; with one GPU each where GPUs
             are asked for. Such stages share no job with others. Changes no key.
@@ -99,7 +99,7 @@ class Resources(_Strict):
     cpus_per_task: Annotated[int, Field(ge=1, le=1024)] | None = None
     mem: Memory | None = None
     time: Minutes | None = None
-    sbatch: dict[Name, Line] | None = None
+    sbatch: dict[Name, Line | Literal[True]] | None = None
     shards: Annotated[int, Field(ge=1, le=10_000)] | None = None
     tasks: Annotated[int, Field(ge=1, le=64)] | None = None
 
@@ -194,6 +194,8 @@ class Profile(Resources):
         ]:
             if taken := sorted({name.replace("_", "-") for name in more or ()} & _OURS):
                 raise ValueError(f"{place}.{taken[0]}: the suite sets this option itself")
+            if bare := [name for name in ("exclude", "gres") if (more or {}).get(name) is True]:
+                raise ValueError(f"{place}.{bare[0]}: this option has a value")
         for base in self.sources:
             if base not in REGISTRY:
                 raise ValueError(f"sources.{base}: no dataset {base!r} - {did_you_mean(base, REGISTRY)}")

@@ -103,7 +103,7 @@ def jobs_named(name: str) -> list[str]:
     Raises:
         QueryFailed: If Slurm does not answer.
     """
-    words = ["squeue", "--noheader", f"--user={os.getuid()}", f"--name={name}", "--states=all", "--format=%F"]
+    words = ["squeue", "--all", "--noheader", f"--user={os.getuid()}", f"--name={name}", "--states=all", "--format=%F"]
     return sorted({line.strip() for line in call(words).splitlines() if line.strip().isdigit()}, key=int)
 
 
@@ -125,28 +125,39 @@ def user_tasks() -> list[Task]:
     Raises:
         QueryFailed: If Slurm does not answer.
     """
-    text = call(["squeue", "--noheader", "--array", "--states=all", f"--user={os.getuid()}", f"--format={_FORMAT}"])
+    text = call(
+        # Without `--all` tasks in hidden partitions are left out, one's own, too.
+        ["squeue", "--all", "--noheader", "--array", "--states=all", f"--user={os.getuid()}", f"--format={_FORMAT}"]
+    )
     if text and not text.endswith("\n"):  # tasks that are left out would count as gone
         raise QueryFailed("squeue answered half a line")
     return parse_squeue(text)
 
 
-def live_tasks() -> list[Task]:
+def live_tasks(ending: bool = False) -> list[Task]:
     """This user's tasks that wait or run, in one query.
 
-    Raises:
-        QueryFailed: If Slurm does not answer.
-    """
-    return [t for t in user_tasks() if t.live]
-
-
-def node_names() -> list[str]:
-    """Names of the cluster's nodes.
+    Args:
+        ending: Those, too, whose epilog runs: a task that is requeued shows itself as one of them for so long.
 
     Raises:
         QueryFailed: If Slurm does not answer.
     """
-    return sorted(set(call(["sinfo", "--noheader", "--Node", "--format=%N"]).split()))
+    return [t for t in user_tasks() if t.live or (ending and t.word == "ending")]
+
+
+def partition_nodes() -> dict[str, set[str]]:
+    """Names of the nodes of each partition, hidden ones included; `""` is the default partition.
+
+    Raises:
+        QueryFailed: If Slurm does not answer.
+    """
+    found: dict[str, set[str]] = {}
+    for line in call(["sinfo", "--all", "--noheader", "--Node", "--format=%N|%P"]).splitlines():
+        node, bar, partition = line.strip().partition("|")
+        for name in ([partition.rstrip("*"), *([""] if partition.endswith("*") else [])]) if bar else ():
+            found.setdefault(name, set()).add(node)
+    return found
 
 
 def in_flight(runs: Iterable[Run], tasks: Sequence[Task]) -> dict[tuple[str, str], Task]:

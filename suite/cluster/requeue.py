@@ -40,15 +40,36 @@ def requeue(run: Path, index: int, left: Preempted) -> str:
         return "not a Slurm job: launch again"
     if os.environ.get("SLURM_PROCID", "0") != "0":
         return "the first process of this task requeues it"
-    stalled = _stalled(run / "requeues" / f"{job}-{index}.json", left)
+    note = _note(run, job, index)
+    stalled = _stalled(note, left)
     if stalled > MAX_STALLED:
         return f"no progress in {stalled} attempts: launch again, with a longer time limit"
     state = _asked(["scontrol", "show", "job", "-o", job])
     if "JobState=RUNNING" not in state:
         # Cancelled, or over its limit, or requeued by Slurm already: all of these look like this.
         return "Slurm has ended this task already"
-    _asked(["scontrol", "requeue", job])
+    try:
+        _asked(["scontrol", "requeue", job])
+    except QueryFailed as error:  # some sites forbid it
+        write_json(note, {**read_json(note), "left": True})
+        return f"saved, but not requeued ({error.what}): launch again, it goes on from there"
     return f"requeued job {job}"
+
+
+def left_in_order(run: Path, job: str, index: int) -> bool:
+    """Whether a task saved what it had and ended since its site does not requeue: no failure, and no node's doing.
+
+    Args:
+        run: Run directory.
+        job: The task, as `task_id` names it.
+        index: Position of its first stage.
+    """
+    note = _note(run, job, index)
+    return note.exists() and bool(read_json(note).get("left"))
+
+
+def _note(run: Path, job: str, index: int) -> Path:
+    return run / "requeues" / f"{job}-{index}.json"
 
 
 def task_id() -> str:

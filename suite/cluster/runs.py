@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import secrets
 from collections.abc import Iterable, Mapping
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from suite.cluster.profile import Profile
+from suite.cluster.show import plural
 from suite.spec.stages import Stage
 from suite.store import Store
 from suite.store.files import read_json, write_bytes, write_json
@@ -179,6 +181,12 @@ def recent_runs(store: Store, name: str | None = None) -> list[Run]:
     folders = (store.root / "runs").glob(f"{name}/*" if name else "*/*")
     newest = sorted((p for p in folders if p.is_dir()), key=lambda p: p.name, reverse=True)[:RECENT]
     return [run for p in newest if (run := load_run(p)) is not None]
+
+
+def of_other_accounts(folders: Iterable[Path]) -> str:
+    """A note if some of these runs were launched by others, whose jobs Slurm is not asked about; empty if none was."""
+    others = {folder.stat().st_uid for folder in folders} - {os.getuid()}
+    return f"jobs of {plural(len(others), 'other account')} were not asked about" if others else ""
 
 
 def runs_of_jobs(store: Store, names: Iterable[str]) -> list[Run]:

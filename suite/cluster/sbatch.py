@@ -189,7 +189,10 @@ def _set_parameters(
     tasks = r.tasks or 1
     cpus = {"cpus_per_task": r.cpus_per_task} if r.cpus_per_task else {}
     # All tasks are on one node, and Slurm counts memory and `gres` by the node.
-    gres = {"gres": ":".join(["gpu", *([r.gpu_type] if r.gpu_type else []), str(r.gpus * tasks)])} if r.gpus else {}
+    gpus = ":".join(["gpu", *([r.gpu_type] if r.gpu_type else []), str(r.gpus * tasks)]) if r.gpus else None
+    others = dict(more)
+    wanted = ",".join(filter(None, [gpus, others.pop("gres", None)]))  # a site's `gres` may be local disk or licences
+    gres = {"gres": wanted} if wanted else {}
     mem = f"{int(r.mem[:-1]) * tasks}{r.mem[-1]}" if r.mem else None
     named = {"partition": r.partition, "account": r.account, "qos": r.qos, "mem": mem}
     several = {"ntasks_per_node": tasks} if tasks > 1 else {}
@@ -203,7 +206,7 @@ def _set_parameters(
         time=r.time,  # without one it would ask for five minutes, where Slurm's default is meant
         setup=list(profile.setup) or None,
         srun_args=words or None,
-        additional_parameters=dict(more),
+        additional_parameters=others,
         **{k: v for k, v in named.items() if v is not None},
         **cpus,
         **gres,

@@ -40,7 +40,7 @@ def submit(
     stages: Sequence[Stage],
     profile: Profile,
     flying: Mapping[Node, Task] | None = None,
-    avoid: Sequence[str] = (),
+    avoid: Mapping[str, Sequence[str]] | None = None,
     patience: float = PATIENCE,
 ) -> list[Array]:
     """Submit waves as arrays.
@@ -51,7 +51,7 @@ def submit(
         stages: The stages of the run.
         profile: The site.
         flying: Stages that earlier runs have in flight; what needs them waits for their tasks.
-        avoid: Nodes that no task may run on.
+        avoid: Nodes that no task may run on, by the partition that it asks for.
         patience: Seconds to wait for room where the site, or the profile, limits tasks in flight.
 
     Returns:
@@ -68,7 +68,7 @@ def submit(
     limit = min(profile.max_array, max_array_size())
     drafts = make_drafts(waves, stages, limit, profile.max_submissions)
     window = Window(run.id, profile, patience, lambda: beat(run.path))
-    submission = _Submission(run, stages, profile, dict(flying or {}), avoid, window)
+    submission = _Submission(run, stages, profile, dict(flying or {}), avoid or {}, window)
     for number, draft in enumerate(drafts):
         try:
             submission.submit(number, draft)
@@ -94,7 +94,7 @@ class _Submission:
         stages: Sequence[Stage],
         profile: Profile,
         flying: Mapping[Node, Task],
-        avoid: Sequence[str],
+        avoid: Mapping[str, Sequence[str]],
         window: Window,
     ) -> None:
         self.run, self.stages, self.profile, self.avoid, self.window = run, stages, profile, avoid, window
@@ -141,7 +141,8 @@ class _Submission:
         resources, dependency = draft.wave.resources, self._dependency(packs, followed)
         minutes = resources.time or _UNLIMITED_MINUTES
         write_packs(folder, self.run.path, packs, minutes, REQUEUES, resources.tasks or 1)
-        script = write_script(folder, name, indices, resources, self.profile, dependency, self.avoid)
+        avoid = self.avoid.get(resources.partition or "", ())
+        script = write_script(folder, name, indices, resources, self.profile, dependency, avoid)
         array = Array(name, kind, packs)
         self.run.arrays.append(array)
         self.run.save()  # the intent: from here on the job is found by its name, whatever happens to this process

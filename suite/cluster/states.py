@@ -14,7 +14,7 @@ from suite.cluster.cancelled import cancelled_stages
 from suite.cluster.ended import never_began, not_begun
 from suite.cluster.query import QueryFailed, Task, in_flight, user_tasks
 from suite.cluster.reconcile import Todo, reconcile
-from suite.cluster.runs import Run, recent_runs, runs_of_jobs
+from suite.cluster.runs import Run, of_other_accounts, recent_runs, runs_of_jobs
 from suite.cluster.whereabouts import running_at, running_shards
 from suite.cluster.words import LIVE
 from suite.spec.heap import many_objects
@@ -88,6 +88,7 @@ def _states(plan: Plan, store: Store) -> Picture:
     live = {node for node, task in tasks.items() if task.live}
     open_stages = {(s.kind, s.key): s for s in (plan.stages[i] for i in items)}
     recent = recent_runs(store, plan.name)[:_LAST_RUNS] if items else []
+    note = note or of_other_accounts(run.path for run in recent if run.cluster == "slurm")
     lost = {} if note else _last_jobs(recent, {n: s for n, s in open_stages.items() if n not in live})
     cut = running_shards(store, open_stages, [*runs, *recent], said)
     wanted: dict[str, set[str]] = {}

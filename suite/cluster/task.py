@@ -13,7 +13,6 @@ import os
 import sys
 import time
 import uuid
-from contextlib import suppress
 from pathlib import Path
 
 from suite.cluster.pack import Pack
@@ -64,9 +63,13 @@ def place_pickle(folder: Path) -> None:
     submission.set_timeout(body["minutes"], body["requeues"])
     temporary = pickle.with_name(f".{pickle.name}.{uuid.uuid4().hex}")
     submission.dump(temporary)
-    with suppress(FileExistsError):  # another rank of this task was faster
+    try:
         os.link(temporary, pickle)
-    temporary.unlink()
+    except FileExistsError:  # another rank of this task was faster
+        pass
+    except OSError:  # a file system without links; the ranks' files have the same content
+        temporary.replace(pickle)
+    temporary.unlink(missing_ok=True)
 
 
 def main() -> None:

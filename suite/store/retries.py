@@ -55,7 +55,7 @@ def decide(history: Sequence[Record], asked: Collection[str] = ()) -> Decision:
     times = sum(r.failure_kind == kind for r in own)
     bad = tuple(dict.fromkeys(r.node for r in own if r.failure_kind == "infra" and r.job and r.node))
     if kind in asked:
-        return Decision(True, f"`--retry {kind}`", bad)
+        return Decision(True, f"`--retry {kind}`")  # who asks has looked at the nodes
     if kind == "infra":
         if times < MAX_INFRA:
             return Decision(True, f"attempt {times + 1} of {MAX_INFRA}", bad)

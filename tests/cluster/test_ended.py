@@ -10,6 +10,7 @@ from suite.cluster.ended import note_ended
 from suite.cluster.query import Task, parse_squeue
 from suite.cluster.reconcile import reconcile
 from suite.store import Store
+from suite.store.files import write_json
 from tests.cluster.test_cancel import ALL, PLAN, lost, submitted
 from tests.cluster.test_query import script
 from tests.cluster.toys import publish
@@ -51,6 +52,15 @@ def test_a_task_that_died_is_a_failure_of_the_stage_it_was_at(
     assert todo.exclude_nodes == avoided
     assert note_ended([run], open_stages, died, store) == (False, ""), "once is enough"
     assert (tmp_path / "cancelled").exists() == (state == "LAUNCH_FAILED"), "what waits for a release goes"
+
+
+def test_a_task_that_saved_and_left_in_order_is_no_failure(store: Store) -> None:
+    """Its site does not requeue: the next launch goes on where it was, on any node."""
+    run = submitted(store, "a", [[2, 3, 4]], "7")
+    (run.path / "requeues").mkdir()
+    write_json(run.path / "requeues" / "7_0-2.json", {"left": True})
+    assert note_ended([run], lost([2, 3, 4]), [Task("7", 0, "FAILED", "None", "x", "n3")], store) == (False, "")
+    assert not store.failures(PLAN.stages[2].kind, PLAN.stages[2].key)
 
 
 def test_a_stage_whose_nodes_keep_failing_is_given_up(store: Store) -> None:

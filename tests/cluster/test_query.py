@@ -8,10 +8,21 @@ from pathlib import Path
 import pytest
 
 from suite.cluster import query
-from suite.cluster.query import QueryFailed, Task, call, in_flight, live_tasks, max_array_size, parse_squeue
+from suite.cluster.query import (
+    QueryFailed,
+    Task,
+    call,
+    in_flight,
+    jobs_named,
+    live_tasks,
+    max_array_size,
+    parse_squeue,
+)
+from suite.cluster.reconcile import Todo
 from suite.cluster.runs import Array, Run
 from suite.cluster.states import states
 from suite.cluster.whereabouts import running_at
+from suite.launch import nodes_to_avoid
 from suite.store import Store
 from tests.cluster.toys import diamond, fail, publish
 
@@ -52,7 +63,26 @@ def test_tasks_that_are_over_are_not_in_flight(commands: Path) -> None:
     words = ("RUNNING", "PENDING", "SUSPENDED", "REQUEUED", "UNHEARD_OF", "COMPLETING", "CANCELLED by 0", "TIMEOUT")
     text = "\n".join(f"{i}|N/A|{w}|None||n{i}" for i, w in enumerate(words))
     script(commands, "squeue", f"/bin/cat <<'END'\n{text}\nEND")
-    assert [t.state for t in live_tasks()] == ["RUNNING", "PENDING", "SUSPENDED", "REQUEUED", "UNHEARD_OF"]
+    alive = ["RUNNING", "PENDING", "SUSPENDED", "REQUEUED", "UNHEARD_OF"]
+    assert [t.state for t in live_tasks()] == alive
+    assert [t.state for t in live_tasks(ending=True)] == [*alive, "COMPLETING"], "perhaps it is being requeued"
+
+
+def test_tasks_in_hidden_partitions_are_asked_for(commands: Path) -> None:
+    """Slurm leaves one's own out, too, unless it is told to show all."""
+    script(commands, "squeue", "case $* in *--all*) echo '7|0|PENDING|None||suite-x';; esac")
+    assert [t.job for t in live_tasks()] == ["7"]
+    script(commands, "squeue", "case $* in *--all*) echo 7;; esac")
+    assert jobs_named("suite-x") == ["7"]
+
+
+def test_nodes_to_avoid_are_at_most_half_of_the_partition_that_is_asked_for(commands: Path) -> None:
+    lines = [*(f"c{i}|cpu*" for i in range(100)), "g1|gpu", "g2|gpu", "g2|hidden", "c1|hidden"]
+    script(commands, "sinfo", "case $* in *--all*) /bin/cat <<'END'\n{}\nEND\n;; esac".format("\n".join(lines)))
+    todo = [Todo(0, "failed", "", True, nodes) for nodes in (("g1", "g2", "c3"), ("g2",), ("gone",))]
+    avoided = nodes_to_avoid(todo, {"gpu", "", "gpu,hidden", "unheard of"})
+    assert avoided == {"gpu": ["g2"], "": ["c3"], "gpu,hidden": ["g2"], "unheard of": []}
+    assert nodes_to_avoid([Todo(0, "new", "", True)], {"gpu"}) == {}, "nobody asks without need"
 
 
 def test_jobs_are_found_by_name_although_their_id_was_never_written(tmp_path: Path) -> None:

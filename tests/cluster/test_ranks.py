@@ -56,6 +56,22 @@ def test_slurm_is_asked_for_tasks_on_one_node_with_resources_of_each(tmp_path: P
     assert read_json(tmp_path / PACKS)["tasks"] == 3
 
 
+@pytest.mark.parametrize(("gpus", "asked"), [("gpus: 1", "gpu:h200:1,lscratch:100"), ("gpus: 0", "lscratch:100")])
+def test_a_sites_own_gres_stands_beside_the_gpus(tmp_path: Path, gpus: str, asked: str) -> None:
+    text = SITE.replace("tasks: 3", 'sbatch: {gres: "lscratch:100"}').replace("gpus: 1", gpus)
+    site = profile(tmp_path, text)
+    script = write_script(tmp_path, "name", [0], site.resources(many(1)[0]), site).read_text()
+    assert [line for line in script.splitlines() if "--gres" in line] == [f"#SBATCH --gres={asked}"]
+
+
+def test_an_option_without_value_is_written_as_such(tmp_path: Path) -> None:
+    site = profile(tmp_path, SITE.replace("tasks: 3", "sbatch: {exclusive: true}"))
+    script = write_script(tmp_path, "name", [0], site.resources(many(1)[0]), site).read_text()
+    assert "#SBATCH --exclusive\n" in script
+    with pytest.raises(UserError, match=r"stages.evaluation:digits.sbatch.gres: this option has a value"):
+        profile(tmp_path, SITE.replace("tasks: 3", "sbatch: {gres: true}"))
+
+
 def test_one_task_is_asked_for_as_ever(tmp_path: Path) -> None:
     site = profile(tmp_path, SITE.replace("tasks: 3", "mem: 2G"))
     text = write_script(tmp_path, "name", [0], site.resources(many(1)[0]), site).read_text()

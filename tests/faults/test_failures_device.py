@@ -10,11 +10,14 @@ import torch
 
 from suite.errors import InfraError, UserError
 from suite.failures import classified
-from suite.grid import Plan
+from suite.grid import Plan, load_plan
 from suite.stages import devices
 from suite.stages.devices import usable_device
 from suite.store import Store
+from suite.work import run_pack
+from tests.faults.attempts import find
 from tests.faults.workers import bench
+from tests.tiny import write_grid, write_run
 
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 
@@ -57,6 +60,34 @@ def test_it_is_said_before_any_input_is_opened(
     (record,) = place.failures(position)
     assert record.failure is not None and record.failure["kind"] == "infra"
     assert "CUDA cannot use the GPU" in record.failure["message"]
+
+
+@no_gpu
+@pytest.mark.ffcv
+def test_preparing_needs_no_gpu_where_all_else_does(tmp_path: Path) -> None:
+    """As `slurm/example.yaml` asks for it: `device: cuda`, and `prepare` on nodes without a GPU."""
+    plan, store = load_plan(write_grid(tmp_path)), Store(tmp_path / "store")
+    run = write_run(plan, store)
+    (run / "settings.json").write_text((run / "settings.json").read_text().replace('"cpu"', '"cuda"'))
+    prepare, teacher = (find(plan, kind) for kind in ("prepare", "teacher"))
+    assert run_pack(str(run), [prepare]) == 0
+    assert run_pack(str(run), [teacher]) == 1
+    (record,) = store.failures("teacher", plan.stages[teacher].key)
+    assert record.failure is not None and "no CUDA device is visible" in record.failure["message"]
+
+
+@pytest.mark.parametrize(("number", "visible", "expected"), [(2, 4, 2), (2, 1, 0), (None, 4, None)])
+def test_a_task_computes_on_its_own_gpu_whether_or_not_it_sees_those_of_others(
+    monkeypatch: pytest.MonkeyPatch, number: int | None, visible: int, expected: int | None
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
+    monkeypatch.setattr(torch, "ones", lambda n, device: torch.zeros(n))
+    assert usable_device("cuda", number).index == expected
+    if number is not None:
+        with pytest.raises(InfraError, match="task 4 of this job has no GPU of its own: 3 visible"):
+            monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+            usable_device("cuda", 4)
 
 
 def test_a_driver_that_hangs_is_infra(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,6 +139,24 @@ def test_what_python_raises_has_a_kind(error: Exception, kind: str) -> None:
     assert found.kind == kind
     if getattr(error, "filename", None):
         assert found.where == "/s/x" and found.hint
+
+
+@pytest.mark.parametrize(
+    ("error", "of_node"),
+    [
+        (OSError(28, "No space left on device"), False),
+        (OSError(122, "Disk quota exceeded"), False),
+        (OSError(116, "Stale file handle"), False),
+        (OSError(5, "Input/output error"), True),
+        (RuntimeError("CUDA error: uncorrectable ECC error encountered"), True),
+    ],
+)
+def test_storage_that_all_nodes_share_is_no_nodes_doing(error: Exception, of_node: bool) -> None:
+    assert classified(error).of_node is of_node
+    try:
+        raise InfraError("cannot write 10 bytes") from error
+    except InfraError as wrapped:
+        assert classified(wrapped).of_node is of_node
 
 
 def test_a_cause_deep_inside_decides() -> None:

@@ -121,6 +121,28 @@ def test_a_task_that_gets_nowhere_stays_away(made: Bench, tmp_path: Path) -> Non
         assert "requeued" in requeue(made.run, made.index, further), "a step forward starts the count again"
 
 
+def test_where_the_site_does_not_requeue_a_saved_task_is_no_failure(made: Bench, tmp_path: Path) -> None:
+    from suite.cluster import requeue as module
+    from suite.cluster.requeue import left_in_order, requeue
+    from suite.preemption import Preempted
+
+    environment, _ = pretend_slurm(tmp_path / "slurm")
+    job = environment["SLURM_JOB_ID"]
+    forbids = "case $* in *requeue*) echo 'Requested operation is presently disabled' >&2; exit 1;; esac"
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        patch.setattr(module, "_WAITS", (0.0,))
+        assert "requeued job" in requeue(made.run, made.index, Preempted(USR2, saves=1))
+        assert not left_in_order(made.run, job, made.index)
+        scontrol = Path(environment["PATH"].split(":")[0]) / "scontrol"
+        shell, *rest = scontrol.read_text().splitlines()
+        scontrol.write_text("\n".join([shell, forbids, *rest, ""]))
+        told = requeue(made.run, made.index, Preempted(USR2, saves=2))
+        assert "saved, but not requeued (scontrol: Requested operation is presently disabled): launch again" in told
+        assert left_in_order(made.run, job, made.index)
+
+
 @pytest.mark.parametrize("minutes", [pytest.param(5, marks=pytest.mark.slow), 10])
 def test_short_time_limits_are_not_counted_as_timeouts(tiny: Tiny, tmp_path: Path, minutes: int) -> None:
     """submitit counts every job of ten minutes or less as timed out from its first second, and gives up after some."""

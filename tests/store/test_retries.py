@@ -34,7 +34,7 @@ def test_infra_runs_again_a_bounded_number_of_times_elsewhere() -> None:
         decision = decide(history)
         assert decision.retry == (attempt < MAX_INFRA)
         assert decision.exclude_nodes == tuple(f"n{n}" for n in range(1, attempt + 1))
-    assert decide(history, ["infra"]).retry
+    assert decide(history, ["infra"]).retry and not decide(history, ["infra"]).exclude_nodes, "a person has looked"
 
 
 def test_only_nodes_of_the_cluster_are_excluded_and_each_once() -> None:

@@ -198,12 +198,15 @@ def await_published(store: Store, kind: str, key: str, patience: float) -> None:
     """Wait until an artifact shows, or its failure does, or patience is over."""
     home, pause = store.home(kind, key), 0.1
     deadline = time.monotonic() + patience
-    while not (home / "out").is_dir() and not (home / "failed").is_dir() and time.monotonic() < deadline:
-        time.sleep(pause)
-        pause = min(2 * pause, 2.0)
+    while not (home / "out").is_dir():
         for folder in (home.parent.parent, home.parent, home):
             with suppress(OSError), os.scandir(folder):  # opening it makes the client ask the server again
                 pass
+        # Only now: an earlier attempt's failure may be known here, and the artifact not yet.
+        if any((home / name).is_dir() for name in ("out", "failed")) or time.monotonic() >= deadline:
+            return
+        time.sleep(pause)
+        pause = min(2 * pause, 2.0)
 
 
 def _why_missing(store: Store, kind: str, key: str) -> str:

@@ -3,7 +3,7 @@
 Operations are leaf operators, i.e. `aten` operators without another counted operator inside. Views, allocations and
 other bookkeeping (`FREE`) launch none, nor does memory that an operator on the CPU fills for itself, nor the copy of a
 number that is its argument. A convolution is one, whatever a CPU without half precision makes of it. Host
-synchronisations are operators that read a value of a tensor (`SYNCS`), and on CUDA also the runtime's waiting calls.
+synchronisations are operators that read a value of a tensor (`SYNCS`); on CUDA the runtime's waiting calls.
 """
 
 from __future__ import annotations
@@ -49,8 +49,9 @@ def count(profiler: Any) -> tuple[int, int]:
     """Kernel-launching operations and host synchronisations in a profile; see this module."""
     events = profiler.events()
     operations = sum(_launches(e) for e in events if e.cpu_parent is None)
-    syncs = sum((e.name in SYNCS and not _inside(e, OPTIMISER)) or e.name in CUDA_SYNCS for e in events)
-    return operations, syncs
+    if any(e.name.startswith("cuda") for e in events):  # an operator waits by a call; one call is the profiler's own
+        return operations, sum(e.name in CUDA_SYNCS for e in events) - 1
+    return operations, sum(e.name in SYNCS and not _inside(e, OPTIMISER) for e in events)
 
 
 def _launches(event: Any) -> int:

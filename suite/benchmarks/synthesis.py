@@ -13,7 +13,6 @@ python -m suite.bench synthesis --method e2d sre2l --precision bf16 fp32 --json 
 from __future__ import annotations
 
 import argparse
-import resource
 import statistics
 import time
 from dataclasses import dataclass, field, replace
@@ -143,6 +142,9 @@ class Stopwatch:
 
     def load(self) -> None:
         """There is nothing to go on from."""
+        from suite.stages.devices import reset_peak_memory
+
+        reset_peak_memory(self.job.device)
         self._eager: Any = None
         self._forwards = self.job.counters.forward_images
         self._begin = self._now()
@@ -162,20 +164,22 @@ class Stopwatch:
                 self.operations["baseline"], self.syncs["baseline"] = count(profiler)
                 self._eager.close()
             raise _EnoughError
+        from suite.stages.devices import peak_memory
+
         self.seconds.append(self._now() - self._begin)
         self.images = self.job.counters.forward_images - self._forwards
         if len(self.seconds) == 1:
-            self.peak = peak_bytes(self.job.device)
+            self.peak = peak_memory(self.job.device)["peak_memory_bytes"]
         if self.objective is not None:
             self._eager = self._eager or eager(self.job, self.objective, self.images, self.method.lr)
             begin = self._now()
             self._eager.step()
             self.baseline.append(self._now() - begin)
         self._forwards = self.job.counters.forward_images
-        if len(self.seconds) > self.steps:
+        self._begin = self._now()
+        if len(self.seconds) > self.steps:  # after the clock, which waits for the device
             self._profiler = profiled(self.job.device)
             self._profiler.__enter__()
-        self._begin = self._now()
         return False
 
     def save(self, state: Any) -> None:
@@ -325,15 +329,6 @@ def eager(job: Job, objective: Objective, images: int, lr: float) -> Any:
     model = copy.deepcopy(job.teachers[0].model)
     x = torch.randn(images, 3, job.dataset.size, job.dataset.size, generator=job.generator("eager")).to(job.device)
     return EagerStep(model, statistics, objective, x, labels, low, high, lr)
-
-
-def peak_bytes(device: torch.device) -> int:
-    """Most memory so far: allocated on CUDA, resident on the CPU."""
-    if device.type == "cuda":
-        import torch
-
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _print_row(row: dict[str, Any]) -> None:

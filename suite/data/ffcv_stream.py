@@ -156,7 +156,10 @@ class FfcvStream:
 
     def _start(self, order: np.ndarray, batch: int) -> Any:
         """An epoch over exactly these indices. FFCV's own iterator, whose failures are handed on."""
+        from ffcv.loader import epoch_iterator
         from ffcv.loader.epoch_iterator import EpochIterator
+
+        epoch_iterator.IS_CUDA = False  # images stay on the host; its streams would take memory of GPU 0 in every task
 
         class Epoch(EpochIterator):
             def run(self) -> None:

@@ -255,5 +255,5 @@ def _move(
     inside = ((from_x >= 0) & (from_x < width) & (from_y >= 0) & (from_y < height))[:, None]
     grid = torch.stack((from_x * (2 / width) - 1, from_y * (2 / height) - 1), dim=3)
     sampled = F.grid_sample(x.float(), grid, padding_mode="border", align_corners=False)
-    outside = torch.tensor(tuple(fill), device=x.device, dtype=torch.uint8).view(1, 3, 1, 1)
+    outside = torch.stack([x.new_full((), value, dtype=torch.uint8) for value in fill]).view(1, 3, 1, 1)
     return torch.where(inside, sampled.round().to(torch.uint8), outside)

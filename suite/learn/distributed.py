@@ -204,10 +204,10 @@ class _Normalise(torch.autograd.Function):
         x, weight, mean, variance, count = ctx.saved_tensors
         (dy,), scale = gradients, (variance + ctx.eps).rsqrt()
         sums = mean.new_zeros(2, len(mean))  # of dy, and of dy times the normalised x
-        dx = dy
+        dx, factor = dy, torch.ones_like(mean) if weight is None else weight  # CUDA's kernel makes its gradient anyway
         if x.numel():
             dx, by_weight, by_bias = torch.ops.aten.native_batch_norm_backward(
-                dy.contiguous(memory_format=_layout(x)), x, weight, mean, variance, mean, scale, False, ctx.eps,
+                dy.contiguous(memory_format=_layout(x)), x, factor, mean, variance, mean, scale, False, ctx.eps,
                 [True, True, True],
             )  # fmt: skip
             sums = torch.stack([by_bias, by_weight])

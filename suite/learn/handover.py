@@ -61,15 +61,33 @@ class Flag:
 
     On the CPU the answer is immediate. On CUDA the answer to a question is read when the next one is asked: the device
     then has the work between the two still before it, and the same questions get the same answers in every run.
+
+    Args:
+        device: Where the questions are answered.
+        wait: Wait for each answer, where an iteration too many would be seen.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
+    def __init__(self, device: torch.device, wait: bool = False) -> None:
+        self._device, self._wait = device, wait or device.type != "cuda"
         self._asked: tuple[torch.Tensor, Any] | None = None
 
+    def state(self) -> bool | None:
+        """The answer that the next question gets, for checkpoints; None if none was asked."""
+        return None if self._asked is None else self._answer(*self._asked)
+
+    def restore(self, answer: bool | None) -> None:
+        """Go on from a `state`."""
+        self._asked = None if answer is None else (torch.tensor(answer), None)
+
+    @staticmethod
+    def _answer(here: torch.Tensor, arrived: Any) -> bool:
+        if arrived is not None:
+            arrived.synchronize()
+        return bool(here)
+
     def ask(self, value: torch.Tensor) -> bool:
-        """Whether the value of the last question (on the CPU: of this one) was true."""
-        if self._device.type != "cuda":
+        """Whether the value of the last question (where answers are waited for: of this one) was true."""
+        if self._wait:
             return bool(value)
         before = self._asked
         here = torch.empty((), dtype=torch.bool, pin_memory=True)
@@ -77,7 +95,4 @@ class Flag:
         arrived = torch.cuda.Event()
         arrived.record()
         self._asked = here, arrived
-        if before is None:
-            return False
-        before[1].synchronize()
-        return bool(before[0])
+        return before is not None and self._answer(*before)

@@ -164,6 +164,7 @@ class BatchRun:
         facts = job.dataset
         self.scale = ((0.0,) * 3, (1.0,) * 3) if composition.pixels else (facts.mean, facts.std)
         self.counts: list[int] = []
+        self._ended = Flag(job.device, wait=composition.carry)  # averages that go on must not see an iteration more
         self._live: torch.Tensor | None = None
         self._x: torch.Tensor | None = None
         self._saved: dict[str, Any] | None = None
@@ -181,6 +182,7 @@ class BatchRun:
             x = saved["x"].to(self.job.device)
             self.t, self.counter, self.counts = saved["t"], saved["counter"], list(saved["counts"])
             self._live = None if saved["live"] is None else saved["live"].to(self.job.device)
+            self._ended.restore(saved.get("ended"))
             for critic, state in zip(plan.critics, saved["critics"], strict=True):
                 critic.restore(state)
             for policy, state in zip(self.policies, saved["views"], strict=True):
@@ -200,6 +202,7 @@ class BatchRun:
             "counter": self.counter,
             "counts": list(self.counts),
             "live": self._live,
+            "ended": self._ended.state(),
             "x": self._x.detach().clone(),
             "adam": self._optimizer.state_dict(),
             "critics": [critic.state() for critic in self.composition.critics],
@@ -219,11 +222,11 @@ class BatchRun:
         job, plan = self.job, self.composition
         x, optimizer = self._begin()
         self.low, self.high = pixel_range(*self.scale, x.device, x.dtype)
-        loss, flag = torch.zeros((), device=x.device), Flag(x.device)
+        loss = torch.zeros((), device=x.device)
         while self.t < plan.iterations:
             t = self.t
             done = self._done(t)
-            if done is not None and self._look(t) and flag.ask(done.all()):
+            if done is not None and self._look(t) and self._ended.ask(done.all()):
                 break
             loss = self._update(x, optimizer, t, done)
             self.t += 1

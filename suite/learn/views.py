@@ -161,7 +161,10 @@ def pad_crop(x: torch.Tensor, pad: int, offsets: torch.Tensor, fill: torch.Tenso
     inside = ((rows >= 0) & (rows < height))[:, None, :, None] & ((columns >= 0) & (columns < width))[:, None, None, :]
     by_row = rows.clamp(0, height - 1)[:, None, :, None].expand(x.shape)
     by_column = columns.clamp(0, width - 1)[:, None, None, :].expand(x.shape)
-    padding = torch.as_tensor(fill, dtype=x.dtype, device=x.device)
+    if isinstance(fill, int | float):  # written by the device: a number from the host would have to be waited for
+        padding = x.new_full((), fill)
+    else:
+        padding = torch.as_tensor(fill, dtype=x.dtype, device=x.device)
     return torch.where(inside, x.gather(2, by_row).gather(3, by_column), padding.view(1, -1, 1, 1))
 
 

@@ -21,7 +21,7 @@ _LABELS = {"imagenet1k": EDC.paper_label_teachers["imagenet1k"]} | _21K
 _SHARED = ("iterations", "lr", "weight", "first", "ema", "batch", "crop", "flip", "reference_quirks")
 
 
-@method(name="e2d", paper="arXiv:2602.15277", version=1, needs=("real", "teacher", "statistics"), labels="stored")
+@method(name="e2d", paper="arXiv:2602.15277", version=2, needs=("real", "teacher", "statistics"), labels="stored")
 @dataclass(frozen=True)
 class E2D(Method):
     """Alahmadi, Gao, Wang and Xu, 2026: whole real images; exploration, exploitation, early stop; accelerated lr.

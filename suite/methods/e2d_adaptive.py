@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 @method(
     name="e2d_adaptive",
     paper="arXiv:2602.15277",
-    version=1,
+    version=2,
     needs=("real", "teacher", "statistics"),
     labels="stored",
 )

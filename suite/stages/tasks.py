@@ -123,6 +123,7 @@ class Tasks:
             self._connect(device)
             yield Ranks(self.rank, self.size)
         except Exception as error:
+            _abandon(device)
             if not _lost(error):
                 self.failed(error)
                 raise
@@ -224,6 +225,12 @@ def _first_task() -> Iterator[None]:
         yield
     except dist.DistError as error:
         raise InfraError(f"the first task of this job is gone: {error}", hint="see its log") from error
+
+
+def _abandon(device: torch.device) -> None:
+    """End a group whose tasks no longer meet. NCCL's would wait for the kernels that wait for a lost task."""
+    if device.type == "cuda" and dist.is_initialized():
+        dist.distributed_c10d._abort_process_group()
 
 
 def _lost(error: Exception) -> bool:

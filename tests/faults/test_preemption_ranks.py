@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
 
 from suite.errors import OutOfMemory
 from suite.grid import Plan
 from suite.learn import checkpoint, students
+from suite.stages.tasks import _abandon
 from suite.store import Store
 from tests.faults.attempts import bench, find
 from tests.faults.ranks import Ended, Job, Prepared
@@ -209,3 +211,11 @@ def test_a_stage_that_is_there_is_left_alone_by_both(tiny: Tiny, tmp_path: Path)
     before = job.made.store.open("evaluation", job.made.stage.key).record().attempt
     assert job.run().codes == [0, 0]
     assert job.made.store.open("evaluation", job.made.stage.key).record().attempt == before
+
+
+def test_a_group_whose_tasks_no_longer_meet_is_abandoned_and_another_one_can_begin(tmp_path: Path) -> None:
+    """NCCL's would otherwise wait for kernels that wait for the lost task; gloo stands in for it here."""
+    for n in range(2):
+        dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meet{n}", rank=0, world_size=1)
+        _abandon(torch.device("cuda"))
+        assert not dist.is_initialized()

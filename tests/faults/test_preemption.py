@@ -143,7 +143,8 @@ def test_where_the_site_does_not_requeue_a_saved_task_is_no_failure(made: Bench,
         assert left_in_order(made.run, job, made.index)
 
 
-@pytest.mark.parametrize("minutes", [pytest.param(5, marks=pytest.mark.slow), 10])
+@pytest.mark.slow  # half a minute each
+@pytest.mark.parametrize("minutes", [5, 10])
 def test_short_time_limits_are_not_counted_as_timeouts(tiny: Tiny, tmp_path: Path, minutes: int) -> None:
     """submitit counts every job of ten minutes or less as timed out from its first second, and gives up after some."""
     from submitit.core.utils import DelayedSubmission

@@ -30,7 +30,7 @@ from suite.spec.keys import plain
 from suite.spec.stages import Stage, stage_from_json
 from suite.store import Artifact, Attempt, Record, Store
 from suite.store.artifacts import Corrupt
-from suite.store.attempts import Blocked, is_current, job, open_inputs, patience
+from suite.store.attempts import Blocked, is_current, open_inputs, patience
 from suite.store.checkpoints import checkpoint_folder, discard_checkpoints
 from suite.store.files import read_json, share_with_group
 from suite.store.retries import CUTTABLE, decide
@@ -282,12 +282,13 @@ def _record_failure(stage: Stage, store: Store, inputs: dict[str, Artifact], err
     status = "diverged" if isinstance(error, NumericError) else "blocked" if isinstance(error, Blocked) else "failed"
     record = _record(stage, status, begin, datetime.now(UTC).isoformat(timespec="seconds"))
     record.failure = {"kind": error.kind, "message": error.line()[:2000]}
+    if not error.of_node:
+        record.failure["place"] = "everywhere"
     if isinstance(error, Blocked):
         record.failure["stage"] = error.stage
     record.cost = peak_memory()
     try:
-        here = None if error.of_node else ("", job())
-        Attempt(store, stage, inputs).fail(record, error.place if any(error.place) else here)
+        Attempt(store, stage, inputs).fail(record, error.place if any(error.place) else None)
     except InfraError as lost:  # the disk that failed the stage takes no record either; the log has both
         _complain(f"no record: {lost.line()}")
     _complain(f"{status} ({error.kind}): {error.line()}")

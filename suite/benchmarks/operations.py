@@ -49,8 +49,9 @@ def count(profiler: Any) -> tuple[int, int]:
     """Kernel-launching operations and host synchronisations in a profile; see this module."""
     events = profiler.events()
     operations = sum(_launches(e) for e in events if e.cpu_parent is None)
-    if any(e.name.startswith("cuda") for e in events):  # an operator waits by a call; one call is the profiler's own
-        return operations, sum(e.name in CUDA_SYNCS for e in events) - 1
+    if any(e.name.startswith("cuda") for e in events):  # where an operator waits, it does so by a call
+        waits = [e.name for e in sorted(events, key=lambda e: e.time_range.start) if e.name in CUDA_SYNCS]
+        return operations, len(waits) - (waits[-1:] == ["cudaDeviceSynchronize"])  # the profiler's own, as it ends
     return operations, sum(e.name in SYNCS and not _inside(e, OPTIMISER) for e in events)
 
 

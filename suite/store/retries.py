@@ -53,7 +53,8 @@ def decide(history: Sequence[Record], asked: Collection[str] = ()) -> Decision:
         return Decision(True)
     kind = own[-1].failure_kind
     times = sum(r.failure_kind == kind for r in own)
-    bad = tuple(dict.fromkeys(r.node for r in own if r.failure_kind == "infra" and r.job and r.node))
+    places = (r for r in own if r.failure_kind == "infra" and (r.failure or {}).get("place") != "everywhere")
+    bad = tuple(dict.fromkeys(r.node for r in places if r.job and r.node))
     if kind in asked:
         return Decision(True, f"`--retry {kind}`")  # who asks has looked at the nodes
     if kind == "infra":

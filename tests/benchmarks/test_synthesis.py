@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -107,3 +108,21 @@ def test_a_folder_that_cannot_be_made_is_refused_before_anything_is_measured(
     monkeypatch.setattr(sys, "argv", ["suite.bench", "synthesis", "--json", str(tmp_path / "file/x.json")])
     with pytest.raises(UserError, match="cannot make"):
         bench.main()
+
+
+@pytest.mark.parametrize(
+    ("names", "waits"),
+    [
+        (["aten::item", "cudaLaunchKernel", "cudaDeviceSynchronize"], 0),
+        (["aten::_local_scalar_dense", "cudaStreamSynchronize", "cudaDeviceSynchronize"], 1),
+        (["cudaDeviceSynchronize", "cudaLaunchKernel", "cudaStreamSynchronize"], 2),
+        (["aten::_local_scalar_dense", "aten::equal"], 2),
+    ],
+)
+def test_each_wait_of_the_host_counts_once_and_the_profilers_own_does_not(names: list[str], waits: int) -> None:
+    """Profiles as CUDA writes them (an operator waits by a call), and as the CPU does."""
+    events = [
+        SimpleNamespace(name=n, cpu_parent=None, cpu_children=[], input_shapes=[], time_range=SimpleNamespace(start=i))
+        for i, n in enumerate(names)
+    ]
+    assert count(SimpleNamespace(events=lambda: events[::-1]))[1] == waits

@@ -14,6 +14,7 @@ from suite.grid import Plan, load_plan
 from suite.stages import devices
 from suite.stages.devices import usable_device
 from suite.store import Store
+from suite.store.retries import Decision, decide
 from suite.work import run_pack
 from tests.faults.attempts import find
 from tests.faults.workers import bench
@@ -167,3 +168,21 @@ def test_a_cause_deep_inside_decides() -> None:
             raise ValueError("could not compute") from error
     except ValueError as outer:
         assert classified(outer).kind == "oom"
+
+
+@pytest.mark.ffcv
+def test_a_full_quota_is_recorded_with_its_node_and_does_not_blame_it(
+    tiny: tuple[Plan, Store, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def compute(context: object) -> None:
+        raise OSError(122, "Disk quota exceeded")
+
+    place = bench(tiny, tmp_path)
+    monkeypatch.setattr("suite.stages.context.compute", compute)
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURMD_NODENAME", "n3")
+    position = place.position("evaluation")
+    assert place.work(position) == 1
+    (record,) = place.failures(position)
+    assert record.failure is not None and "Disk quota exceeded" in record.failure["message"]
+    assert record.node and record.job and decide([record]) == Decision(True, "attempt 2 of 3")

@@ -41,6 +41,10 @@ def test_only_nodes_of_the_cluster_are_excluded_and_each_once() -> None:
     history = [failed("infra", "laptop", job=""), failed("infra", "n1"), failed("infra", "n1")]
     assert decide(history).exclude_nodes == ("n1",)
     assert decide([failed("infra", "n1"), failed("oom", "n2")]).exclude_nodes == ("n1",), "memory is not the node's"
+    full = failed("infra", "n2")
+    full.failure = {"kind": "infra", "message": "No space left on device", "place": "everywhere"}
+    assert decide([failed("infra", "n1"), full]).exclude_nodes == ("n1",), "nor is the storage that all nodes share"
+    assert not decide([full] * MAX_INFRA).retry
 
 
 @pytest.mark.parametrize("stage", ["teacher", "evaluation"])

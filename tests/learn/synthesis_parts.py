@@ -18,6 +18,16 @@ from tests.learn.training import MemoryImages
 torch.set_num_threads(1)
 
 
+def apart(one: torch.Tensor, other: torch.Tensor) -> float:
+    """The share of values, uint8 or int, that are more than a grey level apart.
+
+    For sets that are the same up to the order of summation, which processors choose otherwise. Rounding now and
+    then takes a ReLU or one of Adam's steps across zero, and some pixels go another way: a share below 0.01 is one
+    set; sets of other objectives are apart in a tenth of their values and more.
+    """
+    return float(((one.int() - other.int()).abs() > 1).float().mean())
+
+
 class DigitImages(MemoryImages):
     """Real digits in memory, 16x16 RGB, as `suite.data.loader.RealImages` gives them."""
 

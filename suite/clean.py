@@ -17,7 +17,7 @@ from suite.cluster.cancel import Flying, flying_tasks
 from suite.cluster.garbage import WHAT, Item, Survey, Surveyor, delete
 from suite.cluster.profile import find_profile, load_profile
 from suite.cluster.query import QueryFailed, live_tasks
-from suite.cluster.runs import of_other_accounts, runs_of_jobs
+from suite.cluster.runs import any_in_slurm, of_other_accounts, runs_of_jobs
 from suite.cluster.show import plural, say, size, table
 from suite.errors import Parser, UserError, guarded
 from suite.grid import load_plan
@@ -94,7 +94,7 @@ def referenced(named: Sequence[Path], folder: Path) -> set[tuple[str, str]] | No
 
 def in_flight(store: Store) -> tuple[list[Flying] | None, str]:
     """This user's tasks in flight, or None and why Slurm could not be asked; not asked where no job was submitted."""
-    if not any('"slurm"' in p.read_text() for p in (store.root / "runs").glob("*/*/jobs.json")):
+    if not any_in_slurm(store):
         return [], ""
     if note := of_other_accounts((store.root / "runs").glob("*/*")):
         return None, f"{note}; what they may work on was kept"

@@ -156,13 +156,13 @@ def main() -> int:
 def ask_slurm(launch: Launch) -> None:
     """Learn which stages earlier launches have waiting or running in Slurm, and how their other tasks ended."""
     from suite.cluster.query import in_flight, user_tasks
-    from suite.cluster.runs import recent_runs, runs_of_jobs
+    from suite.cluster.runs import any_in_slurm, recent_runs, runs_of_jobs
     from suite.cluster.submitting import await_others
 
     plan, store, retry = launch.plan, launch.store, launch.arguments.retry
     if await_others(store, [(s.kind, s.key) for t in launch.state.todo for s in [plan.stages[t.index]]]):
         launch.state = reconcile(plan, store, retry, cancelled_stages(store, plan.name))
-    if not any((store.root / "runs").glob("*/*/jobs.json")):
+    if not any_in_slurm(store):
         return
     tasks = user_tasks()
     live = [t for t in tasks if t.live]

@@ -224,6 +224,18 @@ def test_a_finished_grid_does_not_ask_slurm(store: Store, tmp_path: Path, monkey
     assert not calls.exists()
 
 
+def test_a_store_of_local_runs_does_not_ask_slurm(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workstations may have Slurm's commands and no cluster."""
+    run = submitted(store)
+    run.cluster = "local"
+    run.save()
+    calls = slurm_says(tmp_path, monkeypatch, [])
+    picture = states.states(PLAN, store)
+    assert not calls.exists() and not picture.note and {s.state for s in picture.states} == {"missing"}
+
+
 def test_json_has_every_stage_with_its_job(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name = submitted(store).arrays[0].name
     slurm_says(tmp_path, monkeypatch, [f"1|0|RUNNING|None|n1|{name}"])

@@ -183,6 +183,12 @@ def recent_runs(store: Store, name: str | None = None) -> list[Run]:
     return [run for p in newest if (run := load_run(p)) is not None]
 
 
+def any_in_slurm(store: Store) -> bool:
+    """Whether any launch ever submitted to Slurm: if not, there is nothing to ask it, nor perhaps anybody to ask."""
+    names = sorted((store.root / "runs").glob("*/*/jobs.json"), key=lambda p: p.parent.name, reverse=True)
+    return any('"cluster": "slurm"' in p.read_text(encoding="utf-8") for p in names)
+
+
 def of_other_accounts(folders: Iterable[Path]) -> str:
     """A note if some of these runs were launched by others, whose jobs Slurm is not asked about; empty if none was."""
     others = {folder.stat().st_uid for folder in folders} - {os.getuid()}

@@ -14,7 +14,7 @@ from suite.cluster.cancelled import cancelled_stages
 from suite.cluster.ended import never_began, not_begun
 from suite.cluster.query import QueryFailed, Task, in_flight, user_tasks
 from suite.cluster.reconcile import Todo, reconcile
-from suite.cluster.runs import Run, of_other_accounts, recent_runs, runs_of_jobs
+from suite.cluster.runs import Run, any_in_slurm, of_other_accounts, recent_runs, runs_of_jobs
 from suite.cluster.whereabouts import running_at, running_shards
 from suite.cluster.words import LIVE
 from suite.spec.heap import many_objects
@@ -114,7 +114,7 @@ def _states(plan: Plan, store: Store) -> Picture:
 
 def _ask(store: Store) -> tuple[dict[Node, Task], list[Task], list[Run], str]:
     """What Slurm knows, by one query: the task of each stage, all tasks, their runs. Or nothing, and why."""
-    if not any((store.root / "runs").glob("*/*/jobs.json")):
+    if not any_in_slurm(store):
         return {}, [], [], ""
     try:
         tasks = user_tasks()

@@ -76,3 +76,13 @@ def unswapped(targets: ClassStatistics) -> ClassStatistics:
             )
         layers.append(LayerTargets(layer.name, layer.kind, **values))
     return ClassStatistics(layers, targets.classes, targets.patch)
+
+
+def toy(seed: int = 0) -> tuple[nn.Sequential, torch.Tensor]:
+    """A smooth network in float64, and four images for it."""
+    torch.manual_seed(seed)
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Softplus(), nn.Conv2d(4, 5, 3, 2, 1), nn.BatchNorm2d(5),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 3),
+    ).double().eval().requires_grad_(False)  # fmt: skip
+    return net, torch.randn(4, 3, 6, 6, dtype=torch.float64)

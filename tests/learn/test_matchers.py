@@ -8,13 +8,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from suite.errors import UserError
 from suite.learn import views
-from suite.learn.matchers import FeatureMatcher, bn_loss, bn_terms, class_bn_loss, dd_loss, segment_norms
+from suite.learn.matchers import FeatureMatcher, bn_loss, bn_terms, dd_loss, segment_norms
 from suite.learn.models import clip
 from suite.learn.statistics import ClassStatistics, LayerTargets
 from suite.learn.taps import BatchStats, Taps, patches
 from suite.spec.datasets import IMAGENET_MEAN, IMAGENET_STD
 from tests.helpers import golden
-from tests.learn.golden_nets import golden_net, golden_targets, unswapped
+from tests.learn.golden_nets import golden_net, golden_targets, toy, unswapped
 
 GROUPS = {
     "gvbsm16": (24, 16, 0.4, 1.0, 0.0),
@@ -99,15 +99,6 @@ def test_five_golden_steps_of_synthesis():
         x.data = clip(x.data, IMAGENET_MEAN, IMAGENET_STD)
         torch.testing.assert_close(loss.detach(), g["adam_losses"][t], atol=1e-9, rtol=0)
         torch.testing.assert_close(x.detach(), g["adam_x_after"][t], atol=1e-8, rtol=0)
-
-
-def toy(seed: int = 0) -> tuple[nn.Sequential, torch.Tensor]:
-    torch.manual_seed(seed)
-    net = nn.Sequential(
-        nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Softplus(), nn.Conv2d(4, 5, 3, 2, 1), nn.BatchNorm2d(5),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 3),
-    ).double().eval().requires_grad_(False)  # fmt: skip
-    return net, torch.randn(4, 3, 6, 6, dtype=torch.float64)
 
 
 def exact_targets(taps: Taps, x: torch.Tensor, shift: float = 0.0) -> ClassStatistics:
@@ -316,52 +307,6 @@ def test_a_synthesis_step_reads_nothing_back():
         loss = F.cross_entropy(logits, y) + matcher(stats, y) + bn_loss(bn(view)[1], bn.running)
         torch.autograd.grad(loss, x)
     assert watch.seen > 100
-
-
-def _class_loss(x: torch.Tensor, net: nn.Module, y: torch.Tensor, moments: torch.Tensor) -> torch.Tensor:
-    return class_bn_loss(Taps(net, per_image=True)(x)[1], y, moments)
-
-
-@pytest.mark.parametrize("labels", [[0, 0, 2, 2], [2, 0, 0, 0], [1, 1, 1, 1], [0, 1, 2, 0]])
-def test_class_wise_matching_is_the_batch_norm_loss_of_each_class_alone(labels):
-    """Value and gradient equal autograd's through each class's own images, in any order and any numbers."""
-    net, x = toy()
-    y, width = torch.tensor(labels), sum(p.channels for p in Taps(net)(x)[1].places)
-    moments = torch.rand(3, 2, width, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    x.requires_grad_()
-    ours = _class_loss(x, net, y, moments)
-    traced = []
-    for label in sorted(set(labels)):
-        own = x[y == label]
-        inputs = [net[:1](own), net[:4](own)]
-        pairs = [torch.var_mean(u, (0, 2, 3), correction=0) for u in inputs]
-        targets = moments[label].split([4, 5], dim=1)
-        terms = [(m - t[0]).norm() + (v - t[1]).norm() for (v, m), t in zip(pairs, targets, strict=True)]
-        traced.append(10 * terms[0] + terms[1])
-    theirs = torch.stack(traced).mean()
-    torch.testing.assert_close(ours, theirs)
-    (gradient,), (expected,) = torch.autograd.grad(ours, x), torch.autograd.grad(theirs, x)
-    torch.testing.assert_close(gradient, expected)
-    order = torch.tensor([2, 0, 3, 1])
-    torch.testing.assert_close(_class_loss(x[order], net, y[order], moments), ours)
-
-
-def test_class_wise_matching_is_zero_at_the_classes_own_moments():
-    net, x = toy()
-    y = torch.tensor([1, 0, 1, 0])
-    own = [Taps(net)(x[y == c])[1].measured[0] for c in (0, 1)]
-    x.requires_grad_()
-    loss = _class_loss(x, net, y, torch.stack(own))
-    assert loss < 1e-12
-    assert _class_loss(x, net, 1 - y, torch.stack(own)) > 0.01
-
-
-def test_class_wise_matching_of_several_batches_is_the_sum_of_theirs():
-    net, x = toy()
-    y, moments = torch.tensor([1, 0, 1, 1]), torch.rand(2, 2, 9, dtype=torch.float64)
-    stats = Taps(net, per_image=True)(x)[1]
-    parts = [_class_loss(part, net, labels, moments) for part, labels in zip(x.chunk(2), y.chunk(2), strict=True)]
-    torch.testing.assert_close(class_bn_loss(stats, y, moments, groups=2), sum(parts))
 
 
 def test_injected_gradients_of_every_matcher_equal_traced_ones():

@@ -61,6 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
     import torch
 
     from suite.methods import discover
+    from suite.stages.devices import keep_memory
 
     for name in ("size", "batch", "steps", "stack", "threads"):
         if (value := getattr(arguments, name)) is not None and value < 1:
@@ -73,6 +74,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise UserError("no CUDA device is visible", hint="--device cpu")
     kind = ("cuda" if torch.cuda.is_available() else "cpu") if arguments.device == "auto" else arguments.device
+    if kind == "cpu":
+        keep_memory()
     small = arguments.size <= 64
     setting = Setting(
         size=arguments.size,

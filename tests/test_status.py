@@ -16,7 +16,7 @@ from suite.cluster.cancelled import remember
 from suite.cluster.pace import Pace
 from suite.cluster.profile import Profile
 from suite.cluster.query import Task
-from suite.cluster.runs import Array, Run, create_run
+from suite.cluster.runs import Array, Run, any_in_slurm, create_run
 from suite.cluster.show import printed
 from suite.cluster.states import Picture
 from suite.cluster.watch import watch
@@ -234,6 +234,13 @@ def test_a_store_of_local_runs_does_not_ask_slurm(
     calls = slurm_says(tmp_path, monkeypatch, [])
     picture = states.states(PLAN, store)
     assert not calls.exists() and not picture.note and {s.state for s in picture.states} == {"missing"}
+
+
+def test_a_run_that_cannot_be_read_may_be_in_slurm(store: Store) -> None:
+    """One of another account, say: the question costs little, what its jobs work on much."""
+    assert not any_in_slurm(store)
+    (store.root / "runs" / "tiny" / "20260101T000000Z-abcdef" / "jobs.json").mkdir(parents=True)
+    assert any_in_slurm(store)
 
 
 def test_json_has_every_stage_with_its_job(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

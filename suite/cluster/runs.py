@@ -26,7 +26,7 @@ from suite.cluster.profile import Profile
 from suite.cluster.show import plural
 from suite.spec.stages import Stage
 from suite.store import Store
-from suite.store.files import read_json, write_bytes, write_json
+from suite.store.files import patiently, read_json, write_bytes, write_json
 
 #: Older runs are not looked at when asking Slurm what is still in flight.
 RECENT = 50
@@ -186,7 +186,16 @@ def recent_runs(store: Store, name: str | None = None) -> list[Run]:
 def any_in_slurm(store: Store) -> bool:
     """Whether any launch ever submitted to Slurm: if not, there is nothing to ask it, nor perhaps anybody to ask."""
     names = sorted((store.root / "runs").glob("*/*/jobs.json"), key=lambda p: p.parent.name, reverse=True)
-    return any('"cluster": "slurm"' in p.read_text(encoding="utf-8") for p in names)
+    return any(map(_in_slurm, names))
+
+
+def _in_slurm(jobs: Path) -> bool:
+    try:
+        return b'"cluster": "slurm"' in patiently(jobs.read_bytes)
+    except FileNotFoundError:
+        return False
+    except OSError:  # of another account, perhaps
+        return True
 
 
 def of_other_accounts(folders: Iterable[Path]) -> str:

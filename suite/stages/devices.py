@@ -17,8 +17,8 @@ from suite.errors import InfraError, UserError
 #: Seconds in which a GPU has to add up eight numbers. Drivers without persistence take many for each of eight GPUs, and
 #: file servers theirs when many tasks read PyTorch's libraries at once.
 TRIAL_SECONDS = 120.0
-#: `mallopt`'s M_MMAP_THRESHOLD and M_TRIM_THRESHOLD, and values in bytes, the first that the C library accepts.
-_THRESHOLDS = {-3: (2**30, 2**25), -1: (2**31 - 1,)}
+#: `mallopt`'s M_MMAP_THRESHOLD, in bytes: what glibc accepts, older ones at most 32 MiB. M_TRIM_THRESHOLD: never.
+_THRESHOLDS = {-3: (2**30, 2**25), -1: (-1,)}
 
 
 def usable_device(wanted: str, number: int | None = None) -> torch.device:
@@ -64,14 +64,17 @@ def keep_memory() -> bool:
     """Give back what earlier stages left, and from now on keep freed memory for the next maps.
 
     By itself, glibc returns large blocks to the kernel at once and fetches new pages for the next: up to half the time
-    of a training step on a CPU. Kept blocks fit less well, which takes about a tenth more memory.
+    of a training step on a CPU. Kept blocks fit less well: that takes a tenth more memory, at worst two thirds. Any
+    `MALLOC_` variable of the environment leaves all of it to the C library.
 
     Returns:
-        False where the C library does not offer it.
+        False where it is left to the C library, or that does not offer it.
     """
     free_memory()
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    return mallopt is not None and all(any(mallopt(name, v) for v in values) for name, values in _THRESHOLDS.items())
+    if mallopt is None or any(name.startswith("MALLOC_") for name in os.environ):
+        return False
+    return all(any(mallopt(name, v) for v in values) for name, values in _THRESHOLDS.items())
 
 
 def free_memory() -> None:
@@ -109,10 +112,11 @@ def peak_memory(device: torch.device | None = None) -> dict[str, Any]:
 
 
 def reset_peak_memory(device: torch.device) -> bool:
-    """Start counting again; False where the kernel does not offer it for a CPU's memory."""
+    """Start counting again, without what was freed; False where the kernel does not offer it for a CPU's memory."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return True
+    free_memory()
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:

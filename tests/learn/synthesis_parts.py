@@ -23,7 +23,7 @@ def apart(one: torch.Tensor, other: torch.Tensor) -> float:
 
     For sets that are the same up to the order of summation, which processors choose otherwise. Rounding now and
     then takes a ReLU or one of Adam's steps across zero, and some pixels go another way: a share below 0.01 is one
-    set; sets of other objectives are apart in a tenth of their values and more.
+    set where one of another objective is far above it, which a test has to show.
     """
     return float(((one.int() - other.int()).abs() > 1).float().mean())
 

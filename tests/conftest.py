@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,3 +28,11 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Plan, Store, Path]:
     run = write_run(plan, store)
     assert run_pack(str(run), list(range(len(plan.stages)))) == 0
     return plan, store, run
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tests fork processes that compute, and a team of threads that an earlier test left would be missing there."""
+    yield
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)

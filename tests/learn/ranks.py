@@ -32,6 +32,7 @@ def _forked(folder: Path, function: Callable[[Ranks], Any], ranks: Ranks) -> int
         return pid
     code = 1
     try:
+        torch.set_num_threads(1)  # a team of threads that the parent had, perhaps, is not there any more
         store = dist.FileStore(str(folder / "meeting"), ranks.size)
         os.environ["GLOO_SOCKET_IFNAME"] = "lo"
         dist.init_process_group(

@@ -43,6 +43,17 @@ TEACHER = TeacherSpec(
 )
 
 
+def test_ranks_are_forked_beside_a_team_of_threads(tmp_path: Path) -> None:
+    """Which is not there in the forked processes: an operation that waits for it never ends."""
+
+    def convolved(ranks: Ranks) -> float:
+        return float(F.conv2d(torch.ones(8, 3, 64, 64).double(), torch.ones(4, 3, 3, 3).double()).sum())
+
+    torch.set_num_threads(2)
+    expected = convolved(Ranks(0, 1))
+    assert together(tmp_path / "ranks", convolved) == [expected, expected]
+
+
 def far(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> float:
     """The largest relative difference of any tensor of a state, by norms."""
     assert list(found) == list(wanted)

@@ -17,12 +17,12 @@ from suite.errors import InfraError, UserError
 #: Seconds in which a GPU has to add up eight numbers. Drivers without persistence take many for each of eight GPUs, and
 #: file servers theirs when many tasks read PyTorch's libraries at once.
 TRIAL_SECONDS = 120.0
-#: `mallopt`'s M_MMAP_THRESHOLD, in bytes: what glibc accepts, older ones at most 32 MiB. M_TRIM_THRESHOLD: never.
-_THRESHOLDS = {-3: (2**30, 2**25), -1: (-1,)}
+#: `mallopt`'s M_TRIM_THRESHOLD and M_MMAP_THRESHOLD; older glibc accepts at most the second number of bytes.
+_TRIM, _MMAP, _LARGEST = -1, -3, (2**30, 2**25)
 
 
 def usable_device(wanted: str, number: int | None = None) -> torch.device:
-    """The device that the profile wants, after a GPU has shown that it computes.
+    """The device that the profile wants, after a GPU has shown that it computes; on a CPU, memory is kept from now on.
 
     Args:
         wanted: `auto` (CUDA where a GPU is visible, else the CPU), `cpu` or `cuda`.
@@ -60,25 +60,22 @@ def _cpu() -> torch.device:
     return torch.device("cpu")
 
 
-def keep_memory() -> bool:
+def keep_memory() -> None:
     """Give back what earlier stages left, and from now on keep freed memory for the next maps.
 
     By itself, glibc returns large blocks to the kernel at once and fetches new pages for the next: up to half the time
-    of a training step on a CPU. Kept blocks fit less well: that takes a tenth more memory, at worst two thirds. Any
-    `MALLOC_` variable of the environment leaves all of it to the C library.
-
-    Returns:
-        False where it is left to the C library, or that does not offer it.
+    of a training step on a CPU. Kept blocks fit less well: that took a tenth more memory, and two thirds in the
+    worst case tried. Nothing changes where the environment has a `MALLOC_` variable, or the C library no `mallopt`.
     """
     free_memory()
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None or any(name.startswith("MALLOC_") for name in os.environ):
-        return False
-    return all(any(mallopt(name, v) for v in values) for name, values in _THRESHOLDS.items())
+    if mallopt is not None and not any(name.startswith("MALLOC_") for name in os.environ):
+        mallopt(_TRIM, -1)
+        any(mallopt(_MMAP, size) for size in _LARGEST)
 
 
 def free_memory() -> None:
-    """Give back what failed attempts left."""
+    """Give back what is not in use any more: what earlier stages or failed attempts left."""
     gc.collect()
     if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
         trim(0)

@@ -122,6 +122,7 @@ def test_adaptive_without_its_two_parts_is_e2d(branch: dict[str, Any]) -> None:
     one, job = made("e2d", **branch)
     other, same = made("e2d_adaptive", continuous=False, patience=0, **branch)
     assert apart(one, other) < 0.01, "Adam's fused kernel rounds otherwise"
+    assert apart(one, made("e2d", **branch | {"explore": 0})[0]) > 0.1
     assert job.counters == same.counters
 
 

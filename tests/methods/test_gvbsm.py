@@ -135,12 +135,13 @@ def test_convolutions_are_dropped_by_the_seed_and_batchnorm_never() -> None:
 def test_batches_side_by_side_are_those_of_one_after_the_other() -> None:
     """Statistics, averages, dropped layers and densification are a batch's own."""
 
-    def images(stack: int) -> torch.Tensor:
+    def images(stack: int, weight: float = 1.0) -> torch.Tensor:
         job = gvbsm_job(ipc=4, teachers=2)
         job.stack = stack
-        return get("gvbsm")(iterations=6, lr=0.05, batch=10, roll=(0, 2), drop_rate=0.5).synthesize(job).images.int()
+        values: dict[str, Any] = {"iterations": 6, "lr": 0.05, "batch": 10, "roll": (0, 2), "drop_rate": 0.5}
+        return get("gvbsm")(**values, weight=weight).synthesize(job).images
 
-    assert apart(images(1), images(40)) < 0.01
+    assert apart(images(1), images(40)) < 0.01 < 0.1 < apart(images(1), images(1, weight=0.0))
 
 
 def test_a_backbone_without_batchnorm_is_matched_by_its_convolutions() -> None:

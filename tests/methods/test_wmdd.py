@@ -153,6 +153,8 @@ def test_without_barycentre_and_with_one_group_it_is_the_batch_norm_loss() -> No
     )
     assert apart(ours.images, plain.images) < 0.01
     assert job.counters == other.counters
+    unlike = get("wmdd")(**values | {"bn_weight": 0.0}, feature_weight=0.0).synthesize(job)
+    assert apart(ours.images, unlike.images) > 0.1
 
 
 def test_images_approach_their_points() -> None:

@@ -35,7 +35,7 @@ def main() -> int:
     profile = load_profile(find_profile(arguments.profile), store=arguments.store)
     store = Store(Path(profile.store).absolute())
     if not store.root.exists():
-        raise UserError("there is no store", where=str(store.root))
+        raise UserError("there is no store", where=str(store.root), hint="--profile NAME, or --store DIR")
     references = referenced(arguments.grids, arguments.folder)
     if references is None and arguments.unreferenced:
         raise UserError("no grid is known, so everything would be unreferenced", hint="name the grids that count")

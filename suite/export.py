@@ -59,8 +59,11 @@ def _name(subject: Subject, form: str) -> str:
 
 def _list(store: Store) -> int:
     """Print kind, key and name of everything that can be exported."""
-    for kind in ("synthesis", "relabel", "evaluation"):
-        for key in sorted(store.published(kind)):
+    kinds = {kind: sorted(store.published(kind)) for kind in ("synthesis", "relabel", "evaluation")}
+    if not any(kinds.values()):
+        print(f"nothing to export in {store.root} - --store DIR names another store")
+    for kind, keys in kinds.items():
+        for key in keys:
             spec = store.manifest(kind, key)["spec"]  # perhaps of an older version
             words = [spec.get(name) for name in ("method", "dataset", "labels", "teacher", "student", "protocol")]
             words += [f"{name} {spec[name]}" for name in ("ipc", "seed") if name in spec]

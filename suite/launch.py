@@ -11,7 +11,7 @@ import argparse
 import shlex
 import sys
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from math import inf
 from pathlib import Path
@@ -22,7 +22,7 @@ from suite.cluster.profile import Profile, find_profile, load_profile
 from suite.cluster.reconcile import Reconciled, Todo, clear_published, reconcile
 from suite.cluster.shards import Cut, cut
 from suite.cluster.show import clean, plural, say, size, table
-from suite.errors import Parser, guarded
+from suite.errors import Parser, UserError, guarded
 from suite.grid import MAX_CELLS, Plan, estimate, load_plan
 from suite.grid.expand import describe
 from suite.grid.subset import subset
@@ -33,7 +33,7 @@ from suite.store.files import share_with_group
 from suite.store.retries import KINDS as FAILURE_KINDS
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Sequence
 
     from suite.cluster.query import Task
     from suite.cluster.runs import Run
@@ -86,7 +86,12 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 @dataclass
 class Launch:
-    """What a launch works on."""
+    """What a launch works on.
+
+    Attributes:
+        flying: The task of each stage that is in flight, by its position.
+        runs: The runs that submitted these, however long ago.
+    """
 
     arguments: argparse.Namespace
     plan: Plan
@@ -94,11 +99,17 @@ class Launch:
     store: Store
     state: Reconciled
     flying: dict[int, Task]
+    runs: list[Run] = field(default_factory=list)
 
     @cached_property
     def pieces(self) -> Cut:
         """The stages to start, syntheses cut into shards."""
-        return cut([self.plan.stages[t.index] for t in self.todo], self.profile, self.store, self.arguments.shards)
+        return cut(self.stages, self.profile, self.store, self.arguments.shards)
+
+    @property
+    def stages(self) -> list[Stage]:
+        """The stages to start, whole."""
+        return [self.plan.stages[t.index] for t in self.todo]
 
     @property
     def todo(self) -> list[Todo]:
@@ -141,22 +152,38 @@ def main() -> int:
         return cancel_grid(plan, profile, store, only=bool(a.only), yes=a.yes)
     state = reconcile(plan, store, a.retry, cancelled_stages(store, plan.name))
     launch = Launch(a, plan, profile, store, state, {})
-    if profile.cluster == "slurm" and not a.dry_run and state.todo:
-        ask_slurm(launch)
+    if profile.cluster == "slurm" and state.todo:
+        (look_at_slurm if a.dry_run else ask_slurm)(launch)
     print_plan(launch)
-    if arguments.dry_run:
+    if a.dry_run:
         say("dry run: nothing was submitted")
+        try:
+            preflight(launch.stages, profile)
+        except UserError as error:
+            say(f"before it can run: {error}")
         return 0
     if not launch.todo:
         return nothing_to_do(launch)
-    preflight([launch.plan.stages[t.index] for t in launch.todo], launch.profile)
+    preflight(launch.stages, profile)
     return start(launch)
+
+
+def look_at_slurm(launch: Launch) -> None:
+    """For a dry run: learn which stages are in flight, if Slurm can be asked, and write nothing."""
+    from suite.cluster.query import QueryFailed, user_tasks
+    from suite.cluster.runs import any_in_slurm
+
+    try:
+        if any_in_slurm(launch.store):
+            find_flying(launch, user_tasks())
+    except QueryFailed as error:
+        say(f"stages in flight count as to run: {error.what}")
 
 
 def ask_slurm(launch: Launch) -> None:
     """Learn which stages earlier launches have waiting or running in Slurm, and how their other tasks ended."""
-    from suite.cluster.query import in_flight, user_tasks
-    from suite.cluster.runs import any_in_slurm, recent_runs, runs_of_jobs
+    from suite.cluster.query import user_tasks
+    from suite.cluster.runs import any_in_slurm, recent_runs
     from suite.cluster.submitting import await_others
 
     plan, store, retry = launch.plan, launch.store, launch.arguments.retry
@@ -165,17 +192,25 @@ def ask_slurm(launch: Launch) -> None:
     if not any_in_slurm(store):
         return
     tasks = user_tasks()
-    live = [t for t in tasks if t.live]
-    runs = runs_of_jobs(store, {t.name for t in live})
-    nodes = in_flight(runs, live)
-    for run in runs:
-        if adopted := run.adopt({t.name: t.job for t in live}):
+    find_flying(launch, tasks)
+    for run in launch.runs:
+        if adopted := run.adopt({t.name: t.job for t in tasks if t.live}):
             say(f"adopted {plural(adopted, 'array')} of run {run.id}, whose launch ended before it knew their ids")
-    open_nodes = {(s.kind, s.key): t.index for t in launch.state.todo for s in [plan.stages[t.index]]}
-    launch.flying = {index: task for node, index in open_nodes.items() if (task := nodes.get(node)) is not None}
     note_ended_tasks(launch, [r for r in recent_runs(store, plan.name) if r.cluster == "slurm"], tasks)
-    others = {(t.job, t.index) for t in launch.flying.values() if not _submitted_by(plan.name, runs, t)}
+    others = {(t.job, t.index) for t in launch.flying.values() if not _submitted_by(plan.name, launch.runs, t)}
     note_awaited(store, plan.name, others)
+
+
+def find_flying(launch: Launch, tasks: Sequence[Task]) -> None:
+    """Note which stages these tasks will bring about, and which runs submitted them."""
+    from suite.cluster.query import in_flight
+    from suite.cluster.runs import runs_of_jobs
+
+    live = [t for t in tasks if t.live]
+    launch.runs = runs_of_jobs(launch.store, {t.name for t in live})
+    nodes = in_flight(launch.runs, live)
+    open_nodes = {(s.kind, s.key): t.index for t in launch.state.todo for s in [launch.plan.stages[t.index]]}
+    launch.flying = {index: task for node, index in open_nodes.items() if (task := nodes.get(node)) is not None}
 
 
 def note_ended_tasks(launch: Launch, runs: Sequence[Run], tasks: Sequence[Task]) -> None:
@@ -219,8 +254,8 @@ def print_plan(launch: Launch) -> None:
     print_reasons(plan, launch.todo)
     print_reasons(plan, state.held, held=True)
     print_shards(launch.pieces)
-    if todo := launch.todo:
-        e = estimate(plan, [plan.stages[t.index] for t in todo])
+    if launch.todo:
+        e = estimate(plan, launch.stages)
         hours = f"{e.gpu_hours:.2f}" if e.gpu_hours >= 0.01 else "less than 0.01"
         say(f"estimate: {hours} GPU-hours, {size(e.total_bytes)}")
         say(f"  basis: {e.basis}")
@@ -233,7 +268,7 @@ def print_shards(pieces: Cut) -> None:
         what = "1 synthesis" if pieces.syntheses == 1 else f"{pieces.syntheses:,} syntheses"
         say(f"cut: {what} into {plural(pieces.shards, 'shard')}{there}")
     if pieces.whole:
-        say(f"in one task each, since their images depend on each other: {', '.join(sorted(pieces.whole))}")
+        say(f"in one task each, as their images are one part: {', '.join(sorted(pieces.whole))}")
 
 
 def print_reasons(plan: Plan, items: list[Todo], held: bool = False) -> None:
@@ -296,6 +331,7 @@ def start(launch: Launch) -> int:
         with progress_bar(len(stages), launch.plan.name) as advance:
             run_local(run, waves, stages, launch.store, launch.profile, lambda fresh: advance(len(fresh)))
         return finish(launch)
+    from suite.cluster.avoid import nodes_to_avoid
     from suite.cluster.slurm import PATIENCE, submit
     from suite.cluster.submitting import submitting
 
@@ -313,22 +349,6 @@ def start(launch: Launch) -> int:
         return wait(launch)
     say(f"next: {launch.command('suite.status')}")
     return 0
-
-
-def nodes_to_avoid(todo: Sequence[Todo], partitions: Collection[str]) -> dict[str, list[str]]:
-    """Nodes where stages that run again have failed, by the partition that a task asks for ("" for the default one).
-
-    They are at most half of its nodes, those with most failures first: on the others, tasks go on.
-    """
-    from suite.cluster.query import partition_nodes
-
-    blamed = Counter(node for t in todo for node in t.exclude_nodes)
-    known = partition_nodes() if blamed else {}
-    found = {}
-    for asked in partitions if known else ():
-        nodes = {node for name in asked.split(",") for node in known.get(name, ())}
-        found[asked] = sorted([node for node, _ in blamed.most_common() if node in nodes][: len(nodes) // 2])
-    return found
 
 
 def print_submitted(launch: Launch, run: Run) -> None:
@@ -352,10 +372,10 @@ def wait(launch: Launch) -> int:
     from suite.cluster.runs import recent_runs
 
     stages = [launch.plan.stages[t.index] for t in launch.state.todo]
-    runs = [r for r in recent_runs(launch.store) if r.cluster == "slurm"]
+    runs = {r.path: r for r in (*recent_runs(launch.store), *launch.runs) if r.cluster == "slurm"}.values()
     try:
         with progress_bar(len(stages), launch.plan.name) as advance:
-            follow_slurm(runs, stages, launch.store, advance)
+            follow_slurm(list(runs), stages, launch.store, advance)
     except (KeyboardInterrupt, SystemExit):
         print(f"the jobs go on: {launch.command('suite.status')}", file=sys.stderr)
         raise

@@ -22,6 +22,7 @@ from suite.nights.history import accept, read_nights
 from suite.nights.night import Task, choose_place, conclude, record, run_night, tail
 from suite.nights.places import nights_folder
 from suite.nights.summary import needs_attention
+from suite.preflight import preflight
 from suite.store import Store
 
 
@@ -33,6 +34,8 @@ def main() -> int:
         return accept_last(task)
     figures = expected(task.plan, task.profile, task.site, task.earlier)
     check(figures, task.profile, task.grid)
+    shared = task.site.published("prepare")
+    preflight([s for s in task.plan.stages if s.key not in shared], task.profile)
     if arguments.dry_run:
         say(f"{task.plan.name}: {plural(figures.stages, 'stage')} in {plural(figures.arrays, 'array')}")
         say(figures.text(task.profile))
@@ -70,7 +73,8 @@ def _task(arguments: argparse.Namespace) -> Task:
     plan = load_plan(arguments.grid, variant=arguments.variant, max_cells=MAX_CELLS)
     site = Store(Path(profile.store).absolute())
     folder = nights_folder(site, plan.name)
-    return Task(arguments.grid, arguments.variant, profile, arguments.profile, plan, site, folder, read_nights(folder))
+    earlier, quiet = read_nights(folder), arguments.quiet
+    return Task(arguments.grid, arguments.variant, profile, arguments.profile, plan, site, folder, earlier, quiet)
 
 
 def accept_last(task: Task) -> int:

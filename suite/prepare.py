@@ -2,6 +2,8 @@
 
 python -m suite.prepare cifar10 --source cifar10.tar.xz
 python -m suite.prepare digits
+
+What is prepared is a copy: a source that changes later changes no number until it is prepared `--again`.
 """
 
 from __future__ import annotations
@@ -54,14 +56,14 @@ def main() -> int:
     stage = Stage.make("prepare", prepare_spec(facts.name, arguments.format))
     store = Store(arguments.store)
     artifact = _existing(store, stage)
-    if artifact is not None:
+    if artifact is not None and not arguments.again:
         print(f"already prepared: {facts.name}")
     else:
         if arguments.source is None and facts.base != "digits":
             raise UserError(f"{facts.name} needs a source", hint="add --source DIR_OR_TAR")
         if arguments.source is not None and not arguments.source.exists():
             raise UserError("no such directory or tar", where=str(arguments.source))
-        artifact = _prepare(store, stage, facts, arguments)
+        artifact = _prepare(store, stage, facts, arguments, artifact)
     _show(artifact)
     return 0
 
@@ -74,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--size", type=int, metavar="S", help="side in pixels of what networks see (-sS)")
     parser.add_argument("--classes", type=int, metavar="K", help="the first K classes (-cK)")
     parser.add_argument("--format", choices=("beton", "folder"), default="beton", help="folder: loader torchvision")
+    parser.add_argument("--again", action="store_true", help="from a source that may have changed, in place of the old")
     parser.add_argument("--store", type=directory, default=Path("results/store"), help="default: %(default)s")
     parser.add_argument("--jobs", type=_positive, metavar="N", help="decoding threads; no value changes the result")
     parser.add_argument("--timeout", type=_positive, default=300, help="seconds without progress that count as a stall")
@@ -100,7 +103,9 @@ def _existing(store: Store, stage: Stage) -> Artifact | None:
         return None
 
 
-def _prepare(store: Store, stage: Stage, facts: Dataset, arguments: argparse.Namespace) -> Artifact:
+def _prepare(
+    store: Store, stage: Stage, facts: Dataset, arguments: argparse.Namespace, old: Artifact | None
+) -> Artifact:
     import torch
     from rich.console import Console
     from rich.progress import Progress
@@ -128,7 +133,21 @@ def _prepare(store: Store, stage: Stage, facts: Dataset, arguments: argparse.Nam
         record.seconds = time.monotonic() - begin
         record.device = device_info(cpu)
         record.provenance = provenance() | {"source": str(arguments.source or "embedded")}
+        if old is not None and not _replace(store, stage, old, attempt.dir):
+            return old
         return attempt.publish(record)
+
+
+def _replace(store: Store, stage: Stage, old: Artifact, new: Path) -> bool:
+    """Move what was prepared from other images out of the way; False if the images are the same."""
+    from suite.data.loader import read_info
+
+    if read_info(old.path) == read_info(new):
+        print("the source holds the same images: nothing was replaced")
+        return False
+    moved = store.quarantine(stage.kind, stage.key, "superseded")
+    print(f"the source holds other images: what was prepared is in {moved}; the next launch makes again what used it")
+    return True
 
 
 def _show(artifact: Artifact) -> None:

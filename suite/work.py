@@ -30,7 +30,7 @@ from suite.spec.keys import plain
 from suite.spec.stages import Stage, stage_from_json
 from suite.store import Artifact, Attempt, Record, Store
 from suite.store.artifacts import Corrupt
-from suite.store.attempts import Blocked, is_current, open_inputs, patience
+from suite.store.attempts import Blocked, is_current, job, open_inputs, patience
 from suite.store.checkpoints import checkpoint_folder, discard_checkpoints
 from suite.store.files import read_json, share_with_group
 from suite.store.retries import CUTTABLE, decide
@@ -128,6 +128,9 @@ def run_stage(
 def _bring(stage: Stage, store: Store, settings: Settings, notice: Notice, tasks: Tasks) -> bool:
     from suite.stages.devices import free_memory
 
+    if _failed_here(stage, store):
+        _say("  failed in this task before it was requeued: launch again with --retry")
+        return False
     parts = _micro_batches(stage, store)
     if _attempt(stage, store, settings, parts, notice, tasks):
         return True
@@ -137,6 +140,17 @@ def _bring(stage: Stage, store: Store, settings: Settings, notice: Notice, tasks
     _say(f"  out of memory: again, with batches in {again} parts")
     free_memory()
     return _attempt(stage, store, settings, again, notice, tasks)
+
+
+def _failed_here(stage: Stage, store: Store) -> bool:
+    """Whether this task, before it was requeued, has failed at this stage in a way that would come again."""
+    if not int(os.environ.get("SLURM_RESTART_COUNT") or 0) or (store.home(stage.kind, stage.key) / "out").exists():
+        return False
+    try:
+        history = store.failures(stage.kind, stage.key)
+    except (OSError, ValueError, TypeError):
+        return False  # an older failure that cannot be read changes nothing about this attempt
+    return any(record.job == job() for record in history) and not decide(history).retry
 
 
 def _micro_batches(stage: Stage, store: Store) -> int:

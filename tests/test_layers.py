@@ -35,7 +35,7 @@ ALLOWED: dict[str, set[str]] = {
     "launch": {"preflight", "cluster", "grid", "store", "methods"},
     "status": {"cluster", "grid", "store"},
     "nights": {"cluster", "grid", "store"},
-    "nightly": {"nights", "cluster", "grid", "store"},
+    "nightly": {"preflight", "nights", "cluster", "grid", "store"},
     "clean": {"cluster", "grid", "store"},
     "comparisons": {"leaderboard", "nights", "grid", "store"},
     "report": {"comparisons", "leaderboard", "nights", "grid", "store", "data"},

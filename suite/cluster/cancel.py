@@ -14,6 +14,7 @@ from suite.cluster.profile import Profile
 from suite.cluster.query import Task, call, live_tasks
 from suite.cluster.runs import Array, Run, runs_of_jobs
 from suite.cluster.show import agreed, plural, say
+from suite.cluster.submitting import still_submitting, stop_submitting
 from suite.errors import UserError
 from suite.grid import Plan
 from suite.spec.stages import input_kind
@@ -42,6 +43,11 @@ class Flying:
     def grid(self) -> str:
         """Name of the plan that submitted it."""
         return self.run.grid
+
+    def inputs(self) -> set[Node]:
+        """(kind, key) of what its stages read."""
+        inputs = self.run.inputs
+        return {(input_kind(role), key) for node in self.nodes for role, key in inputs.get(node, {}).items()}
 
 
 @dataclass
@@ -94,17 +100,12 @@ def choose(
     front = [f for f in flying if f.grid != grid or id(f) in keep]
     while front:
         f = front.pop()
-        for node in _inputs(f):
+        for node in f.inputs():
             for holder in holders.get(node, ()):
                 if id(holder) not in keep:
                     keep[id(holder)] = f"{'this' if f.grid == grid else 'grid ' + f.grid} needs it"
                     front.append(holder)
     return Choice([f for f in mine if id(f) not in keep], [(f, keep[id(f)]) for f in mine if id(f) in keep])
-
-
-def _inputs(flying: Flying) -> set[Node]:
-    inputs = flying.run.inputs()
-    return {(input_kind(role), key) for node in flying.nodes for role, key in inputs.get(node, {}).items()}
 
 
 def stop(choice: Choice, unpublished: Collection[Node]) -> None:
@@ -155,23 +156,33 @@ def cancel_grid(plan: Plan, profile: Profile, store: Store, *, only: bool, yes: 
     """
     if profile.cluster == "local":
         raise UserError("a local run ends with its launcher", hint="press Ctrl-C there; --cancel is for Slurm")
-    tasks = live_tasks()
-    flying = flying_tasks(runs_of_jobs(store, {t.name for t in tasks}), tasks)
-    wanted = {(s.kind, s.key) for s in plan.stages} if only else None
-    choice = choose(plan.name, flying, wanted, awaited_by_others(store, plan.name))
+    launches = [] if only else still_submitting(store, plan.name)
+    choice, unpublished = _found(plan, store, only)
     for why, count in sorted(Counter(why for _, why in choice.keep).items()):
         say(f"kept: {plural(count, 'task')}: {why}")
-    if not choice.stop:
+    if not choice.stop and not launches:
         say("nothing to cancel" if choice.keep else f"nothing to cancel: no task of {plan.name} is in flight")
         return 0
-    nodes = {n for f in choice.stop for n in f.nodes}
-    published = {kind: store.published(kind) for kind in {kind for kind, _ in nodes}}
-    unpublished = {n for n in nodes if n[1] not in published[n[0]]}
     what = f"{plural(len(choice.stop), 'task')} with {plural(len(unpublished), 'unpublished stage')}"
+    what += f", and {plural(len(launches), 'launcher')} still submitting" if launches else ""
     if not yes and not agreed(f"cancel {what}?"):
         raise UserError(f"{what} would be cancelled; nothing was", hint="add --yes")
+    if launches:
+        stop_submitting(launches)
+        choice, unpublished = _found(plan, store, only)  # with what they submitted meanwhile
     stop(choice, unpublished)
     if not only:
         stop_awaiting(store, plan.name)
     say(f"cancelled {what}; they stay so until `--retry cancelled` asks for them")
     return 0
+
+
+def _found(plan: Plan, store: Store, only: bool) -> tuple[Choice, set[Node]]:
+    """What of a grid is in flight, and which of its stages are not published."""
+    tasks = live_tasks()
+    flying = flying_tasks(runs_of_jobs(store, {t.name for t in tasks}), tasks)
+    wanted = {(s.kind, s.key) for s in plan.stages} if only else None
+    choice = choose(plan.name, flying, wanted, awaited_by_others(store, plan.name))
+    nodes = {n for f in choice.stop for n in f.nodes}
+    published = {kind: store.published(kind) for kind in {kind for kind, _ in nodes}}
+    return choice, {n for n in nodes if n[1] not in published[n[0]]}

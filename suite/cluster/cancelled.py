@@ -72,7 +72,7 @@ def note_awaited(store: Store, grid: str, tasks: Collection[tuple[str, int]]) ->
         tasks: (job, index) of tasks that other grids submitted.
     """
     if tasks:
-        write_json(store.root / "runs" / grid / new_run_id() / AWAITS, {"schema": 1, "tasks": sorted(tasks)})
+        write_json(store.root / "runs" / grid / new_run_id(store) / AWAITS, {"schema": 1, "tasks": sorted(tasks)})
 
 
 def awaited_by_others(store: Store, grid: str) -> dict[tuple[str, int], str]:

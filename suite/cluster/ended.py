@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 
 from suite.cluster.cancelled import remember
 from suite.cluster.query import QueryFailed, Task, call
-from suite.cluster.requeue import left_in_order
+from suite.cluster.requeue import IN_ORDER, STALLED, how_left
 from suite.cluster.runs import Array, Run
 from suite.cluster.words import word
 from suite.spec.keys import plain
@@ -25,6 +25,11 @@ from suite.store import Attempt, Record, Store
 
 Node = tuple[str, str]
 _ID = re.compile(r"(\d+)(?:_(?:(\d+)|\[([\d,:-]+)(?:%\d+)?\]))?")
+#: What slurmstepd and srun write into the log of a task that the kernel killed for its memory, and where: at the end.
+_OUT_OF_MEMORY = re.compile(rb"oom[_-]kill|: Out Of Memory")
+_TAIL = 16_384
+#: Marks a record that the task could not write itself.
+_BLAMED = "slurm_state"
 #: Arrays that accounting is asked about in one launch, newest first.
 _MOST_ARRAYS = 200
 #: States after which another node may do better.
@@ -72,6 +77,9 @@ def note_ended(
 def not_begun(run: Run, array: Array, index: int, lost: Mapping[Node, Stage]) -> bool:
     """Whether a task that is gone from the queue was cancelled while it waited: it has no log, and no reason to go.
 
+    One that followed another array has one: when the task that it follows is forgotten before Slurm looks at it
+    (`correspond_after_task_cnt`), Slurm judges by the whole array, and removes it if any task of that failed.
+
     Args:
         run: The run that submitted it.
         array: Its array.
@@ -80,7 +88,7 @@ def not_begun(run: Run, array: Array, index: int, lost: Mapping[Node, Stage]) ->
     """
     pack = [run.keys[i] for i in array.packs[index]]
     needs = {(input_kind(role), key) for n in pack if n in lost for role, key in lost[n].inputs.items()}
-    if array.job is None or needs & (lost.keys() - set(pack)):
+    if array.job is None or array.follows or needs & (lost.keys() - set(pack)):
         return False
     return next((run.logs / array.name).glob(f"{array.job}_{index}_*_log.*"), None) is None
 
@@ -118,22 +126,37 @@ def _blame(
 ) -> bool:
     """Record the failure of the stage at which a task died: the first that it left without artifact and record."""
     job, index = f"{place[0]}_{place[1]}", place[1]
-    if left_in_order(run.path, job, array.packs[index][0]):
+    left = how_left(run.path, job, array.packs[index][0])
+    if left == IN_ORDER:
         return False
     for key in (run.keys[i] for i in array.packs[index]):
         if (store.home(*key) / "out").is_dir():
             continue
+        failures = [r.failure or {} for r in store.failures(*key) if r.job == job]
         stage = stages.get(key)
-        if stage is None or _recorded(store, key, job):
+        if any(_BLAMED in f for f in failures) or (stage is None and not failures):
             return False
-        first = state.split()[0].rstrip("+")
+        if failures or stage is None:  # it failed by itself, and the task went on
+            continue
+        first = "OUT_OF_MEMORY" if _killed_for_memory(run, array, job) else state.split()[0].rstrip("+")
         record = Record(stage.kind, stage.key, "", "failed", plain(stage.spec))
         record.started = datetime.now(UTC).isoformat(timespec="seconds")
         where = f" on {node}" if node else ""
         message = f"job {job}{where} ended as {first} and left no record; logs in {run.logs / array.name}"
-        record.failure = {"kind": "oom" if first == "OUT_OF_MEMORY" else "infra", "message": message}
-        Attempt(store, stage, {}).fail(record, place=(node if first in _OF_THE_NODE else "", job))
+        record.failure = {"kind": "oom" if first == "OUT_OF_MEMORY" else "infra", "message": message, _BLAMED: first}
+        of_node = first in _OF_THE_NODE and left != STALLED
+        Attempt(store, stage, {}).fail(record, place=(node if of_node else "", job))
         return True
+    return False
+
+
+def _killed_for_memory(run: Run, array: Array, job: str) -> bool:
+    """Whether a log ends with Slurm's word for it. Since 22.05 the job's own state is FAILED: its step ran out."""
+    for path in (run.logs / array.name).glob(f"{job}_*_log.err"):
+        with path.open("rb") as log:
+            log.seek(max(0, path.stat().st_size - _TAIL))
+            if _OUT_OF_MEMORY.search(log.read()):
+                return True
     return False
 
 

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
 from suite.cluster.pace import Pace
-from suite.cluster.query import QueryFailed, Task, in_flight, live_tasks
+from suite.cluster.query import SILENCE, QueryFailed, Task, in_flight, live_tasks
 from suite.cluster.runs import Run
 from suite.cluster.show import plural, say
 from suite.errors import InfraError
 from suite.spec.stages import Stage
 from suite.store import Store
+from suite.store.attempts import LATE_SECONDS, look_afresh
 
 _POLL, _MAX_POLL = 2.0, 30.0
-#: How long Slurm may be silent before following gives up (jobs go on).
-_SILENCE = 1800.0
 #: How long tasks may neither run nor wait in the queue before following gives up on them.
 _STALE = 1800.0
 _LINE_SECONDS = 30.0
@@ -56,7 +55,12 @@ def progress_bar(total: int, what: str) -> Iterator[Progress]:
 
 
 def follow_slurm(
-    runs: Sequence[Run], stages: Sequence[Stage], store: Store, advance: Progress, stale_after: float = _STALE
+    runs: Sequence[Run],
+    stages: Sequence[Stage],
+    store: Store,
+    advance: Progress,
+    stale_after: float = _STALE,
+    late: float = LATE_SECONDS,
 ) -> None:
     """Come back when every stage is published, or when Slurm has no task any more that would publish one.
 
@@ -65,6 +69,8 @@ def follow_slurm(
         stages: What to wait for.
         store: Where it appears.
         advance: Called with the number of newly published stages.
+        late: Seconds without a task after which what neither shows an artifact nor a failure has none: what another
+            node has published may stay invisible for so long.
         stale_after: Seconds after which tasks that neither run nor wait in the queue (requeued and never started
             again, on hold, in a state that nobody knows) are not waited for any longer.
 
@@ -73,28 +79,36 @@ def follow_slurm(
     """
     waiting = {(s.kind, s.key) for s in stages}
     pace, empty = Pace(_POLL, _MAX_POLL), 0
-    heard = moved = time.monotonic()
+    heard = moved = last = time.monotonic()
     while True:
         published = {kind: store.published(kind) for kind in {kind for kind, _ in waiting}}
         fresh = {node for node in waiting if node[1] in published[node[0]]}
         waiting -= fresh
         advance(len(fresh))
         # Twice: the last artifact may be published, or a task requeued, between the two questions.
-        if not waiting or empty >= 2:
+        if not waiting or (empty >= 2 and (time.monotonic() - last >= late or _settled(waiting, store))):
             return
         try:
             tasks = in_flight(runs, live_tasks(ending=True))
             left = [tasks[node] for node in waiting & tasks.keys()]
-            empty = 0 if left else empty + 1
             heard = time.monotonic()
+            empty, last = (0, heard) if left else (empty + 1, last)
             if fresh or not left or any(t.moving for t in left):
                 moved = heard
             elif heard - moved > stale_after:
                 raise _stale(left, stale_after)
         except QueryFailed as error:
-            if time.monotonic() - heard > _SILENCE:
+            if time.monotonic() - heard > SILENCE:
                 raise InfraError(f"Slurm is silent: {error.what}", hint="jobs go on; see suite.status") from error
         time.sleep(pace.next(bool(fresh or empty)))
+
+
+def _settled(waiting: Iterable[tuple[str, str]], store: Store) -> bool:
+    """Whether all of these stages show how an attempt ended; asks the file system afresh for those that do not."""
+    unknown = [home for node in waiting if not ((home := store.home(*node)) / "failed").is_dir()]
+    for home in unknown:
+        look_afresh(home)
+    return not unknown
 
 
 def _stale(tasks: Sequence[Task], seconds: float) -> InfraError:

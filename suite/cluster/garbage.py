@@ -92,7 +92,7 @@ class Surveyor:
     ) -> None:
         self.store, self.references, self.flying = store, references, flying
         self.age, self.unreferenced = age, unreferenced
-        self.busy = {node for f in flying or () for node in f.nodes}
+        self.busy = {node for f in flying or () for node in (*f.nodes, *f.inputs())}
         self.busy_runs = {f.run.path for f in flying or ()}
         self.survey = Survey()
 
@@ -182,7 +182,7 @@ class Surveyor:
         elif not still():
             self.survey.kept[what, "its process lives"] += 1
         elif node in self.busy:
-            self.survey.kept[what, "a job in flight works on its stage"] += 1
+            self.survey.kept[what, "a job in flight works on its stage, or reads it"] += 1
         elif time.time() - changed < self.age:
             self.survey.kept[what, "changed too recently"] += 1
         else:

@@ -6,13 +6,14 @@ are refused with the file, the line and the field.
 
 from __future__ import annotations
 
+import getpass
 import os
 import re
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from suite.errors import UserError, did_you_mean
 from suite.grid.yaml_strict import Document, load_yaml
@@ -30,6 +31,7 @@ _MERGE = "merge"
 MIN_MINUTES = 5
 _CLOCK = re.compile(r"(?:(\d{1,3})-)?(\d{1,3}):(\d{2}):(\d{2})")
 _AMOUNT = re.compile(r"(\d{1,5})\s*(m|min|h|d)")
+_USER = re.compile(r"\$(?:USER\b|\{USER\})")
 _UNIT = {"m": 1, "min": 1, "h": 60, "d": 1440}
 
 
@@ -57,14 +59,20 @@ def _expand(value: object) -> object:
     if not isinstance(value, str):
         return value
     text = os.path.expandvars(os.path.expanduser(value))  # noqa: PTH111 - Path.expanduser does not take $NAME
+    # Some crons set LOGNAME alone; paths on shared disks are made of USER.
+    text = _USER.sub(lambda _: getpass.getuser(), text)
     if "$" in text:
         raise ValueError(f"{value!r} names an environment variable that is not set")
     return text
 
 
+def _with_prepare(kinds: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(("prepare", *kinds)))
+
+
 Minutes = Annotated[int, BeforeValidator(minutes)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.,:@+-]{1,128}$")]
-Memory = Annotated[str, Field(pattern=r"^[1-9]\d{0,6}[KMGT]$")]
+Memory = Annotated[str, Field(pattern=r"^(0|[1-9]\d{0,6}[KMGT])$")]
 Location = Annotated[str, BeforeValidator(_expand), Field(min_length=1, max_length=4096, pattern=r"^[^\n\r\x00]+$")]
 Line = Annotated[str, Field(min_length=1, max_length=4096, pattern=r"^[^\n\r\x00]+$")]
 
@@ -83,7 +91,7 @@ class Resources(_Strict):
         gpus: GPUs a task; 0 for none.
         gpu_type: Type of the GPU as Slurm's `gres` names it, e.g. `h200`.
         cpus_per_task: CPU cores a task.
-        mem: Memory a task, e.g. `64G`.
+        mem: Memory a task, e.g. `64G`; `"0"` for all of its node's.
         time: Time limit; minutes once read.
         sbatch: Further sbatch options by their long names, e.g. `{constraint: nvlink, exclusive: true}`.
         shards: Tasks that one synthesis is cut into, at most; a method may allow fewer.
@@ -111,7 +119,7 @@ class Nightly(_Strict):
         gpu_hours: GPU-hours of one night; a night that is expected to need more is refused.
         in_flight: Tasks of a night that run at once, over all of its arrays.
         wall_clock: Duration of a night; what is left then is cancelled. Minutes once read.
-        reuse: Stage kinds whose artifacts nights take from the store instead of making them again.
+        reuse: Stage kinds whose artifacts nights take from the store instead of making them again; `prepare` always.
         keep: Nights whose artifacts are kept; what was measured is kept for ever.
         window: Earlier nights that a night is compared with.
         accuracy_points: A mean over seeds that is lower by this many points is always allowed.
@@ -122,7 +130,9 @@ class Nightly(_Strict):
     gpu_hours: Annotated[float, Field(gt=0, le=1e6, strict=False)] | None = None
     in_flight: Annotated[int, Field(ge=1, le=100_000)] | None = None
     wall_clock: Minutes | None = None
-    reuse: tuple[Literal["prepare", "teacher", "statistics"], ...] = Field(default=("prepare",), strict=False)
+    reuse: Annotated[tuple[Literal["prepare", "teacher", "statistics"], ...], AfterValidator(_with_prepare)] = Field(
+        default=("prepare",), strict=False
+    )
     keep: Annotated[int, Field(ge=1, le=1000)] = 3
     window: Annotated[int, Field(ge=1, le=365)] = 7
     accuracy_points: Annotated[float, Field(gt=0, le=100, strict=False)] = 1.0

@@ -14,6 +14,8 @@ from suite.cluster.words import LIVE, MOVING, word
 from suite.errors import InfraError
 
 TIMEOUT = 30.0
+#: How long Slurm may be silent before a launch that follows or fills its queue gives up (jobs go on).
+SILENCE = 1800.0
 #: Slurm's own default, assumed where `scontrol` does not say.
 DEFAULT_MAX_ARRAY = 1001
 #: Variables that change what Slurm's own commands do and print.
@@ -21,6 +23,8 @@ SLURM_VARIABLES = ("SLURM_", "SQUEUE_", "SACCT_", "SCONTROL_", "SCANCEL_", "SINF
 _FORMAT = "%F|%K|%T|%r|%N|%j"
 #: Reasons of tasks that do not go on by themselves.
 _STUCK = ("DependencyNeverSatisfied", "JobHeldAdmin", "JobHeldUser")
+#: States of nodes that start no task for now.
+_DOWN = re.compile(r"down|drain|drng|fail|maint|reboot|unknown|power(ed|ing)_down|future", re.IGNORECASE)
 #: Reason of a task that its node could not start: it is requeued, and held until somebody releases it.
 _LAUNCH_FAILED = ("launch failed requeued held", "launch_failed_requeued_held")
 
@@ -147,16 +151,17 @@ def live_tasks(ending: bool = False) -> list[Task]:
 
 
 def partition_nodes() -> dict[str, set[str]]:
-    """Names of the nodes of each partition, hidden ones included; `""` is the default partition.
+    """Names of the nodes of each partition that are up, hidden ones included; `""` is the default partition.
 
     Raises:
         QueryFailed: If Slurm does not answer.
     """
     found: dict[str, set[str]] = {}
-    for line in call(["sinfo", "--all", "--noheader", "--Node", "--format=%N|%P"]).splitlines():
-        node, bar, partition = line.strip().partition("|")
-        for name in ([partition.rstrip("*"), *([""] if partition.endswith("*") else [])]) if bar else ():
-            found.setdefault(name, set()).add(node)
+    for line in call(["sinfo", "--all", "--noheader", "--Node", "--format=%N|%P|%T"]).splitlines():
+        node, partition, state = [*line.strip().split("|"), "", ""][:3]
+        if partition and not _DOWN.match(state):
+            for name in [partition.rstrip("*"), *([""] if partition.endswith("*") else [])]:
+                found.setdefault(name, set()).add(node)
     return found
 
 

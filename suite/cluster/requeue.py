@@ -19,6 +19,8 @@ from suite.store.files import read_json, write_json
 
 #: Requeues in a row without a new checkpoint or a further stage, after which a task stays away.
 MAX_STALLED = 5
+#: How a task left that was not requeued.
+IN_ORDER, STALLED = "in order", "stalled"
 _WAITS = (1.0, 3.0, 10.0)
 
 
@@ -43,21 +45,24 @@ def requeue(run: Path, index: int, left: Preempted) -> str:
     note = _note(run, job, index)
     stalled = _stalled(note, left)
     if stalled > MAX_STALLED:
+        write_json(note, {**read_json(note), "left": STALLED})
         return f"no progress in {stalled} attempts: launch again, with a longer time limit"
-    state = _asked(["scontrol", "show", "job", "-o", job])
-    if "JobState=RUNNING" not in state:
-        # Cancelled, or over its limit, or requeued by Slurm already: all of these look like this.
-        return "Slurm has ended this task already"
     try:
+        state = _asked(["scontrol", "show", "job", "-o", job])
+        if "JobState=RUNNING" not in state:
+            # Cancelled, or over its limit, or requeued by Slurm already: all of these look like this.
+            return "Slurm has ended this task already"
         _asked(["scontrol", "requeue", job])
-    except QueryFailed as error:  # some sites forbid it
-        write_json(note, {**read_json(note), "left": True})
+    except QueryFailed as error:  # some sites forbid it; some controllers are away just then
+        write_json(note, {**read_json(note), "left": IN_ORDER})
         return f"saved, but not requeued ({error.what}): launch again, it goes on from there"
     return f"requeued job {job}"
 
 
-def left_in_order(run: Path, job: str, index: int) -> bool:
-    """Whether a task saved what it had and ended since its site does not requeue: no failure, and no node's doing.
+def how_left(run: Path, job: str, index: int) -> str:
+    """How a task ended that saved what it had and was not requeued; empty if it ended otherwise.
+
+    `IN_ORDER`: Slurm did not requeue it, which is no failure. `STALLED`: it got no further, which is no node's doing.
 
     Args:
         run: Run directory.
@@ -65,7 +70,7 @@ def left_in_order(run: Path, job: str, index: int) -> bool:
         index: Position of its first stage.
     """
     note = _note(run, job, index)
-    return note.exists() and bool(read_json(note).get("left"))
+    return str(read_json(note).get("left", "")) if note.exists() else ""
 
 
 def _note(run: Path, job: str, index: int) -> Path:

@@ -16,9 +16,11 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,9 @@ from suite.store.files import patiently, read_json, write_bytes, write_json
 
 #: Older runs are not looked at when asking Slurm what is still in flight.
 RECENT = 50
-_JOB_NAME = re.compile(r"suite-(\d{8}T\d{6}Z-[0-9a-f]{6})-")
+_TIME = "%Y%m%dT%H%M%SZ"
+_RUN_ID = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{6}")
+_JOB_NAME = re.compile(rf"suite-({_RUN_ID.pattern})-")
 
 
 @dataclass
@@ -43,12 +47,14 @@ class Array:
         kind: Kind of its stages.
         packs: Stages of each task, as positions in the run.
         job: Job id; None until Slurm has answered.
+        follows: Whether its tasks follow those of another array by `aftercorr`.
     """
 
     name: str
     kind: str
     packs: list[list[int]]
     job: str | None = None
+    follows: bool = False
 
 
 @dataclass
@@ -69,7 +75,7 @@ class Run:
 
     @property
     def id(self) -> str:
-        """The run id: UTC time and random hex."""
+        """The run id: `new_run_id`."""
         return self.path.name
 
     @property
@@ -82,6 +88,7 @@ class Run:
         """Name of the plan that was launched."""
         return self.path.parent.name
 
+    @cached_property
     def inputs(self) -> dict[tuple[str, str], dict[str, str]]:
         """Roles and keys of what each stage reads, by (kind, key)."""
         with (self.path / "stages.jsonl").open(encoding="utf-8") as lines:
@@ -111,9 +118,21 @@ class Run:
         return len(found)
 
 
-def new_run_id() -> str:
-    """UTC time and random hex: sorts by time, and two launches in one second differ."""
-    return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
+def new_run_id(store: Store) -> str:
+    """UTC time and random hex: later than every run of this store, whatever the clocks of login nodes say.
+
+    Which task of a stage is its newest is decided by this order. Where an earlier run is ahead of this host's clock,
+    the new one is a second later than that.
+    """
+    now = f"{datetime.now(UTC):{_TIME}}"
+    last = max((p.name[: len(now)] for p in _run_folders(store)), default="")
+    if last >= now:
+        now = f"{datetime.strptime(last, _TIME) + timedelta(seconds=1):{_TIME}}"
+    return f"{now}-{secrets.token_hex(3)}"
+
+
+def _run_folders(store: Store, name: str = "*") -> Iterator[Path]:
+    return (p for p in (store.root / "runs").glob(f"{name}/*") if _RUN_ID.fullmatch(p.name))
 
 
 def create_run(store: Store, name: str, stages: list[Stage], profile: Profile) -> Run:
@@ -125,7 +144,7 @@ def create_run(store: Store, name: str, stages: list[Stage], profile: Profile) -
         stages: What this run is to bring to its published state.
         profile: The place.
     """
-    run = Run((store.root / "runs" / name / new_run_id()).absolute(), profile.cluster)
+    run = Run((store.root / "runs" / name / new_run_id(store)).absolute(), profile.cluster)
     run.keys = [(whole.kind, whole.key) for whole in (s.whole() for s in stages)]
     run.logs.mkdir(parents=True)
     write_json(run.path / "settings.json", profile.settings(store.root.absolute()))
@@ -178,9 +197,8 @@ def recent_runs(store: Store, name: str | None = None) -> list[Run]:
         store: The store.
         name: Of one plan only; all plans by default, since they share stages.
     """
-    folders = (store.root / "runs").glob(f"{name}/*" if name else "*/*")
-    newest = sorted((p for p in folders if p.is_dir()), key=lambda p: p.name, reverse=True)[:RECENT]
-    return [run for p in newest if (run := load_run(p)) is not None]
+    newest = sorted(_run_folders(store, name or "*"), key=lambda p: p.name, reverse=True)
+    return list(islice((run for p in newest if (run := load_run(p)) is not None), RECENT))
 
 
 def any_in_slurm(store: Store) -> bool:

@@ -34,8 +34,13 @@ _LAST_WORD = 0.5
 _ID = re.compile(r"(\d+)(?:;[\w.-]+)?|Submitted batch job (\d+)(?: on cluster [\w.-]+)?")
 #: The site takes no more jobs of this user, account or QOS for now.
 _NO_ROOM = re.compile(
-    r"\w*MaxSubmitJob\w*|\w*GrpSubmitJob\w*|\w*MaxJobCount\w*|maximum (?:job count|number of jobs)", re.IGNORECASE
+    r"\w*MaxSubmitJob\w*|\w*GrpSubmitJob\w*|\w*MaxJobCount\w*|maximum (?:job count|number of jobs)"
+    # what sbatch says when the whole cluster has MaxJobCount jobs
+    r"|unable to accept job|submission failed: Resource temporarily unavailable",
+    re.IGNORECASE,
 )
+#: No node that is left has what a task asks for.
+_NO_NODE = re.compile(r"node configuration|nodes? .*not available|invalid node", re.IGNORECASE)
 #: Answers after which it is worth asking again.
 _TRANSIENT = re.compile(
     r"timed? ?out|unable to contact|try again|temporar|communication|connection|zero bytes|rate.?limit"
@@ -48,6 +53,10 @@ class Refused(InfraError):
     """sbatch says no, and would say so again."""
 
     exit_code = 3
+
+
+class NoNode(Refused):
+    """No node may run the job: none is large enough, or those that are were excluded."""
 
 
 class NoRoom(InfraError):
@@ -121,7 +130,9 @@ def _call(script: Path, environment: Mapping[str, str]) -> str:
         complaint = first_complaint(err or out)
         if room := _NO_ROOM.search(err):
             raise NoRoom(f"sbatch: {room[0]}: {complaint}" if room[0] not in complaint else f"sbatch: {complaint}")
-        raise Unclear(f"sbatch: {complaint}") if _TRANSIENT.search(err) else Refused(f"sbatch: {complaint}")
+        if _TRANSIENT.search(err):
+            raise Unclear(f"sbatch: {complaint}")
+        raise (NoNode if _NO_NODE.search(err) else Refused)(f"sbatch: {complaint}")
     return parse_id(out)
 
 
@@ -193,7 +204,7 @@ def _set_parameters(
     others = dict(more)
     wanted = ",".join(filter(None, [gpus, others.pop("gres", None)]))  # a site's `gres` may be local disk or licences
     gres = {"gres": wanted} if wanted else {}
-    mem = f"{int(r.mem[:-1]) * tasks}{r.mem[-1]}" if r.mem else None
+    mem = f"{int(r.mem[:-1]) * tasks}{r.mem[-1]}" if r.mem and r.mem != "0" else r.mem
     named = {"partition": r.partition, "account": r.account, "qos": r.qos, "mem": mem}
     several = {"ntasks_per_node": tasks} if tasks > 1 else {}
     # srun does not inherit this from sbatch since Slurm 22.05.

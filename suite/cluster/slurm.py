@@ -6,14 +6,15 @@ Never `afterok` on an array: one failed task would hold up everything behind it.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 
 from suite.cluster.arrays import Draft, all_ancestors, direct_inputs, make_drafts
 from suite.cluster.profile import Profile
 from suite.cluster.query import Task, max_array_size
 from suite.cluster.runs import Array, Run
-from suite.cluster.sbatch import REQUEUES, NoRoom, Refused, job_environment, sbatch, write_script
-from suite.cluster.show import plural
+from suite.cluster.sbatch import REQUEUES, NoNode, NoRoom, Refused, job_environment, sbatch, write_script
+from suite.cluster.show import plural, say
 from suite.cluster.submitting import beat
 from suite.cluster.task import write_packs
 from suite.cluster.waves import Wave
@@ -141,25 +142,37 @@ class _Submission:
         resources, dependency = draft.wave.resources, self._dependency(packs, followed)
         minutes = resources.time or _UNLIMITED_MINUTES
         write_packs(folder, self.run.path, packs, minutes, REQUEUES, resources.tasks or 1)
-        avoid = self.avoid.get(resources.partition or "", ())
-        script = write_script(folder, name, indices, resources, self.profile, dependency, avoid)
-        array = Array(name, kind, packs)
+
+        def script(avoid: Sequence[str]) -> Path:
+            return write_script(folder, name, indices, resources, self.profile, dependency, avoid)
+
+        array = Array(name, kind, packs, follows=followed is not None)
         self.run.arrays.append(array)
+        beat(self.run.path)
         self.run.save()  # the intent: from here on the job is found by its name, whatever happens to this process
         try:
-            array.job = sbatch(script, name, self.environment)
+            array.job = self._sbatch(script, name, self.avoid.get(resources.partition or "", ()))
         except (NoRoom, Refused):
             self.run.arrays.remove(array)
             self.run.save()
             raise
         self.run.save()
-        beat(self.run.path)
         self.sizes[array.job] = len(indices)
         for index in indices:
             self.jobs[number, index] = array.job
             self.partly += len(packs[index])
             for i in packs[index]:
                 self.producers[self.stages[i].kind, self.stages[i].key] = array.job, index
+
+    def _sbatch(self, script: Callable[[Sequence[str]], Path], name: str, avoid: Sequence[str]) -> str:
+        """Submit a script; where the nodes to avoid are all that a task could run on, on these."""
+        try:
+            return sbatch(script(avoid), name, self.environment)
+        except NoNode:
+            if not avoid:
+                raise
+            say(f"no other node fits: on {' '.join(avoid)}, too")
+            return sbatch(script(()), name, self.environment)
 
     def _dependency(self, packs: Sequence[Sequence[int]], followed: str | None) -> str:
         """What an array waits for: the tasks that its inputs come from, by whatever end, or one task a task."""

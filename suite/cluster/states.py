@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from suite.grid import Plan
 
 #: States in the order in which they are shown. `missing` is not submitted; the others need no explanation.
-STATES = ("done", *LIVE, "failed", "diverged", "cancelled", "blocked", "missing")
+STATES = ("done", *LIVE, "failed", "diverged", "cancelled", "preempted", "blocked", "missing")
 Node = tuple[str, str]
 #: Runs of a grid that are looked through for tasks that Slurm has forgotten.
 _LAST_RUNS = 5
@@ -157,7 +157,7 @@ def _state(stage: Stage, item: Todo, task: Task | None, attempts: Iterable[Path]
         return _in_slurm(stage, task, job)
     if item.why in ("failed", "diverged", "cancelled", "blocked"):
         return State(stage, item.why, item.detail, job, item.exclude_nodes)
-    if task is not None and task.word in ("cancelled", "failed"):
+    if task is not None and task.word in ("cancelled", "preempted", "failed"):
         return State(stage, task.word, f"job {job} is {task.state}; it left no record", job)
     return State(stage, "missing", item.reason, job)
 

@@ -1,7 +1,7 @@
 """Launches that are still submitting: others that want the same stages wait until these are in Slurm, and find them.
 
-A launch leaves a file in its run while it submits. No lock: two launches that begin within the same second may both
-submit a stage, which is then computed twice and published once.
+A launch leaves a file in its run while it submits, and ends when somebody who cancels its grid leaves another. No lock:
+two launches that begin within the same second may both submit a stage, which is then computed twice and published once.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -23,12 +23,19 @@ from suite.store.files import read_json, write_json
 
 Node = tuple[str, str]
 FILE = "submitting.json"
+STOP = "stop.json"
 #: Pauses between two looks.
 _FIRST, _LONGEST = 0.5, 15.0
 
 
 class StillSubmitting(InfraError):
     """Another launch submits the same stages, and does not come to an end."""
+
+    exit_code = 3
+
+
+class Stopped(InfraError):
+    """Somebody cancelled the grid that a launch was submitting."""
 
     exit_code = 3
 
@@ -45,9 +52,33 @@ def submitting(run: Run) -> Iterator[None]:
 
 
 def beat(run: Path) -> None:
-    """Show other hosts that the launch of a run lives."""
+    """Show other hosts that the launch of a run lives, unless somebody has cancelled its grid.
+
+    Raises:
+        Stopped: If so.
+    """
+    if (run / STOP).exists():
+        raise Stopped("cancelled while it submitted", where=str(run / STOP))
     with suppress(FileNotFoundError):
         os.utime(run / FILE)
+
+
+def still_submitting(store: Store, grid: str) -> list[Path]:
+    """Runs of a grid whose launches have not come to the end of submitting, as far as this host can tell."""
+    changes = _Changes(PATIENCE)
+    return [p.parent for p in sorted(store.root.glob(f"runs/{grid}/*/{FILE}")) if changes.alive(p)]
+
+
+def stop_submitting(runs: Sequence[Path], patience: float = _LONGEST) -> None:
+    """Let the launches of some runs submit nothing more.
+
+    Waits a little, since one may be in the middle of a submission; one that waits for room ends when it looks again.
+    """
+    for run in runs:
+        write_json(run / STOP, {"schema": 1})
+    begin = time.monotonic()
+    while any((run / FILE).exists() for run in runs) and time.monotonic() - begin < patience:
+        time.sleep(_FIRST)
 
 
 def await_others(store: Store, nodes: Collection[Node], patience: float = PATIENCE) -> bool:

@@ -25,7 +25,7 @@ _STATES: Final[dict[str, tuple[str, ...]]] = {
 WORDS: Final[dict[str, str]] = {state: word for word, states in _STATES.items() for state in states}
 UNKNOWN: Final = "unknown"
 #: Words of tasks that may still bring something about.
-LIVE: Final = ("running", "pending", "suspended", "requeued", "on hold", "preempted", UNKNOWN)
+LIVE: Final = ("running", "pending", "suspended", "requeued", "on hold", UNKNOWN)
 #: Words of tasks that go on by themselves; the other live ones may stay as they are for ever.
 MOVING: Final = ("running", "pending")
 

@@ -127,7 +127,7 @@ _RANGES: dict[str, Callable[[Any], bool]] = {
 }
 
 METHODS: dict[str, type[Method]] = {}
-_BROKEN: dict[str, str] = {}
+_BROKEN: dict[str, BaseException] = {}
 _TWICE: dict[str, str] = {}
 M = TypeVar("M", bound=type[Method])
 
@@ -212,14 +212,18 @@ def discover() -> dict[str, type[Method]]:
             Exception,
             SystemExit,
         ) as error:  # reported by `get` with the file's name; the other methods stay usable
-            _BROKEN[info.name] = f"{type(error).__name__}: {error}"
+            _BROKEN[info.name] = error
     return METHODS
 
 
 def broken() -> dict[str, str]:
     """Method files that could not be imported, with the reason."""
     discover()
-    return dict(_BROKEN)
+    return {name: _told(error) for name, error in _BROKEN.items()}
+
+
+def _told(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 def get(name: str, where: str = "") -> type[Method]:
@@ -234,8 +238,11 @@ def get(name: str, where: str = "") -> type[Method]:
     if found is not None:
         return found
     if name in _BROKEN:
-        raise UserError(f"method {name!r} cannot be imported: {_BROKEN[name]}", where=where, hint="SUITE_DEBUG=1")
-    raise UserError(f"unknown method {name!r}", where=where, hint=did_you_mean(name, METHODS))
+        what = f"method {name!r} cannot be imported: {_told(_BROKEN[name])}"
+        raise UserError(what, where=where, hint="SUITE_DEBUG=1 shows where") from _BROKEN[name]
+    others = [n for n, cls in METHODS.items() if cls.__module__ == f"{__name__}.{name}"]
+    hint = f"suite/methods/{name}.py names it {others[0]!r}" if others else did_you_mean(name, METHODS)
+    raise UserError(f"unknown method {name!r}", where=where, hint=hint)
 
 
 def parameters(cls: type[Method]) -> dict[str, Any]:

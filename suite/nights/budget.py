@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import fmean
 
 from suite.cluster.profile import Profile
+from suite.cluster.shards import cut
 from suite.cluster.waves import durations, make_waves
 from suite.errors import UserError
 from suite.grid import Plan, estimate
@@ -71,7 +72,7 @@ def expected(plan: Plan, profile: Profile, store: Store, earlier: Sequence[Night
     if profile.cluster == "local":
         arrays, at_once = 0, profile.slots
     else:
-        waves = make_waves(stages, profile, seconds)
+        waves = make_waves(cut(stages, profile, store).stages, profile)  # as the launch will cut them
         arrays = sum(-(-len(w.packs) // profile.max_array) for w in waves)
         at_once = profile.nightly.in_flight or profile.max_in_flight * max(1, arrays)
     tasks_at_once = max(1, min(at_once, len(stages)))

@@ -43,6 +43,7 @@ class Task:
         site: The site's store.
         folder: Where all nights of the grid are.
         earlier: Nights in the history, oldest first.
+        quiet: Whether nothing is printed unless there is something to say.
     """
 
     grid: Path
@@ -53,6 +54,7 @@ class Task:
     site: Store
     folder: Path
     earlier: list[Night]
+    quiet: bool = False
 
     @property
     def limit(self) -> float | None:
@@ -65,7 +67,8 @@ def choose_place(task: Task) -> Place:
     """The night to work on: the newest one if it was interrupted in time, else a new one."""
     if (place := open_night(task.folder)) is not None:
         if place.age < (task.limit or _OLD):
-            say(f"going on with night {place.name}, begun {place.started:%Y-%m-%d %H:%M} UTC")
+            if not task.quiet:
+                say(f"going on with night {place.name}, begun {place.started:%Y-%m-%d %H:%M} UTC")
             return place
         cancel(task, place)
         write_night(task.folder, record(task, place, True, place.age))

@@ -199,14 +199,19 @@ def await_published(store: Store, kind: str, key: str, patience: float) -> None:
     home, pause = store.home(kind, key), 0.1
     deadline = time.monotonic() + patience
     while not (home / "out").is_dir():
-        for folder in (home.parent.parent, home.parent, home):
-            with suppress(OSError), os.scandir(folder):  # opening it makes the client ask the server again
-                pass
+        look_afresh(home)
         # Only now: an earlier attempt's failure may be known here, and the artifact not yet.
         if any((home / name).is_dir() for name in ("out", "failed")) or time.monotonic() >= deadline:
             return
         time.sleep(pause)
         pause = min(2 * pause, 2.0)
+
+
+def look_afresh(home: Path) -> None:
+    """Make a client of a network file system ask its server again what is in a stage's directory: open it."""
+    for folder in (home.parent.parent, home.parent, home):
+        with suppress(OSError), os.scandir(folder):
+            pass
 
 
 def _why_missing(store: Store, kind: str, key: str) -> str:

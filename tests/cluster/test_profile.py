@@ -107,6 +107,19 @@ def test_paths_expand_home_and_variables(tmp_path: Path, monkeypatch: pytest.Mon
     assert profile.sources["cifar10"] == str(Path.home() / "data")
 
 
+def test_user_is_known_where_cron_does_not_say_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("USER", raising=False)
+    monkeypatch.setenv("LOGNAME", "ada")
+    assert load_profile(write(tmp_path, "store: /scratch/$USER/a\n")).store == "/scratch/ada/a"
+    assert load_profile(write(tmp_path, "store: /scratch/${USER}s\n")).store == "/scratch/adas"
+    with pytest.raises(UserError, match="not set"):
+        load_profile(write(tmp_path, "store: /scratch/$USERS\n"))
+
+
+def test_nights_always_share_prepared_datasets(tmp_path: Path) -> None:
+    assert load_profile(write(tmp_path, "nightly: {reuse: [teacher]}\n")).nightly.reuse == ("prepare", "teacher")
+
+
 @pytest.mark.parametrize(
     ("text", "expected"), [("90m", 90), ("4h", 240), ("2d", 2880), ("12:00:00", 720), ("1-12:00:30", 2161)]
 )

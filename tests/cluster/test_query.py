@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from suite.cluster import query
+from suite.cluster.avoid import nodes_to_avoid
 from suite.cluster.query import (
     QueryFailed,
     Task,
@@ -22,7 +23,6 @@ from suite.cluster.reconcile import Todo
 from suite.cluster.runs import Array, Run
 from suite.cluster.states import states
 from suite.cluster.whereabouts import running_at
-from suite.launch import nodes_to_avoid
 from suite.store import Store
 from tests.cluster.toys import diamond, fail, publish
 

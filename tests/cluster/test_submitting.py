@@ -48,6 +48,10 @@ def test_a_second_launch_during_the_first_submits_nothing_again(tmp_path: Path) 
     assert first.returncode == second.returncode == 0, out + err + second.stdout + second.stderr
     assert "is just submitting 3 stages of these: waiting" in second.stdout
     assert "nothing to submit: 3 stages in flight" in second.stdout
+    (total,) = [line for line in site.launch("--dry-run").stdout.splitlines() if "total" in line]
+    assert total.split()[-3:] == ["3", "0", "0"], "in flight, held, to run: a dry run asks Slurm, too"
+    site.commands.fault("squeue", "exit 1")
+    assert "stages in flight count as to run: squeue: exit status 1" in site.launch("--dry-run").stdout
     submitted = Counter(i for a in site.arrays() for pack in a["packs"] for i in pack)
     assert submitted == {0: 1, 1: 1, 2: 1}
     assert not list(site.store.root.rglob(FILE))
@@ -102,3 +106,24 @@ def test_a_launch_on_another_host_that_never_ends_is_named(run: Run) -> None:
         over.set()
         thread.join()
     assert caught.value.exit_code == 3 and "remove this file" in caught.value.hint
+
+
+def test_a_cancelled_launch_submits_nothing_more(tmp_path: Path) -> None:
+    """The first array is in and the second finds no room; cancelling makes room, which the launch does not take."""
+    site = ToySite(tmp_path, None, seeds=1)
+    site.commands.fault("sbatch", "[ $n -gt 1 ] && { echo 'sbatch: error: AssocMaxSubmitJobLimit' >&2; exit 1; }\n"
+                                  "echo 1001; exit")  # fmt: skip
+    site.commands.fault("squeue", "exit 0")
+    site.commands.fault("scontrol", "echo 'MaxArraySize            = 1001'; exit")
+    (site.commands.folder / "srun").symlink_to("/bin/false")
+    first = site.start()
+    wait_for(lambda: len(site.commands.calls("sbatch")) > 1)
+    cancelled = site.launch("--cancel", "--yes")
+    assert cancelled.returncode == 0 and "1 launcher still submitting" in cancelled.stdout, cancelled.stderr
+    out, err = first.communicate(timeout=60)
+    assert first.returncode == 1 and "cancelled while it submitted" in err, out + err
+    calls = len(site.commands.calls("sbatch"))
+    again = site.start("--retry", "cancelled")
+    wait_for(lambda: len(site.commands.calls("sbatch")) > calls)
+    again.kill()
+    again.communicate()

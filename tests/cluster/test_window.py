@@ -6,16 +6,23 @@ import pytest
 
 from suite.cluster import window
 from suite.cluster.profile import Profile
-from suite.cluster.query import Task
+from suite.cluster.query import QueryFailed, Task
 from suite.cluster.sbatch import NoRoom
 from suite.cluster.window import Window
 
 
 class Site:
-    """A queue with a limit that the profile does not name; one task in it ends at every pause."""
+    """A queue with a limit that the profile does not name; one task in it ends at every pause.
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, limit: int, there: int, moving: bool = True) -> None:
-        self.limit, self.there, self.moving = limit, there, moving
+    Attributes:
+        others: Tasks of other users, which count for the limit; one of them ends at every second pause.
+        silent: Questions that get no answer.
+    """
+
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, limit: int, there: int, moving: bool = True, others: int = 0
+    ) -> None:
+        self.limit, self.there, self.moving, self.others, self.silent = limit, there, moving, others, 0
         self.queries = self.pauses = 0
         monkeypatch.setattr(window, "live_tasks", self.tasks)
         monkeypatch.setattr(window.time, "sleep", self.sleep)
@@ -23,14 +30,18 @@ class Site:
 
     def tasks(self) -> list[Task]:
         self.queries += 1
+        if self.silent:
+            self.silent -= 1
+            raise QueryFailed("slurm_load_jobs error: Unable to contact slurm controller")
         return [Task("1", i, "RUNNING", "None", "suite-other-x") for i in range(self.there)]
 
     def sleep(self, seconds: float) -> None:
         self.pauses += 1
         self.there -= self.moving and self.there > 0
+        self.others -= self.others > 0 and self.pauses % 2 == 0
 
     def submit(self, size: int) -> bool:
-        if self.there + size > self.limit:
+        if self.there + size + self.others > self.limit:
             return False
         self.there += size
         return True
@@ -50,7 +61,7 @@ def place(site: Site, size: int, **profile: int) -> list[int]:
         else:
             w.refused(piece, NoRoom("limit"))
             refused += 1
-    assert refused <= len(pieces) + 12
+    assert refused <= len(pieces) + site.pauses + 12
     return pieces
 
 
@@ -86,6 +97,32 @@ def test_patience_ends(monkeypatch: pytest.MonkeyPatch) -> None:
         place(site, 3)
 
 
-def test_a_task_that_never_fits_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_free_room_beside_a_task_that_stays_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scrontab job or a notebook is always there: what fits beside it is found by halving, without a pause."""
+    site = Site(monkeypatch, 500, 1, moving=False)
+    assert sum(place(site, 400)) == 400 and not site.pauses
+    site = Site(monkeypatch, 500, 10, moving=False)
+    with pytest.raises(NoRoom, match=r"no room for \d more tasks: 500 are in Slurm \(limit\)"):
+        place(site, 495)
+    assert site.there == 500, "the last free place, too"
+
+
+def test_a_limit_that_colleagues_fill_is_tried_again_until_they_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    site = Site(monkeypatch, 20, 0, moving=False, others=20)
+    assert sum(place(site, 15)) == 15
+
+
+def test_a_site_that_takes_nothing_is_left_after_the_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    site = Site(monkeypatch, 0, 0)
     with pytest.raises(NoRoom, match="limit"):
-        place(Site(monkeypatch, 0, 0), 8)
+        place(site, 8)
+    assert site.pauses == 50
+
+
+def test_a_controller_that_restarts_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    site = Site(monkeypatch, 50, 0)
+    site.silent = 20
+    assert sum(place(site, 60, in_flight_per_user=50)) == 60
+    site.silent = 1000
+    with pytest.raises(QueryFailed, match="contact"):
+        place(site, 60, in_flight_per_user=50)

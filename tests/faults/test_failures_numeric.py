@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from suite.cluster.reconcile import reconcile
+from suite.errors import NumericError
 from suite.grid import Plan, load_plan
 from suite.store import Store
 from tests.cluster.toys import run
@@ -61,6 +62,22 @@ def test_a_synthesis_that_diverges_stops_within_one_interval(
     assert place.work(position) == 1
     assert_diverged(place, position, "not finite by iteration 2")
     assert len(list(place.run.glob("step-*"))) == 2, "nothing is computed after the check"
+
+
+def test_a_requeued_task_does_not_repeat_what_diverged_in_it(place: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    from suite.learn import synthesis
+
+    def diverging(*_: object) -> None:
+        raise NumericError("not finite")
+
+    monkeypatch.setattr(synthesis.BatchRun, "_step", diverging)
+    for name, value in {"SLURM_JOB_ID": "8", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "1"}.items():
+        monkeypatch.setenv(name, value)
+    position = place.position("synthesis", method="sre2l")
+    for restart, failures in (("0", 1), ("1", 1), ("0", 2)):
+        monkeypatch.setenv("SLURM_RESTART_COUNT", restart)
+        assert place.work(position) == 1
+        assert len(place.failures(position)) == failures
 
 
 def poison(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -29,21 +30,29 @@ def made(tiny: Tiny, tmp_path: Path) -> Bench:
     return bench(tiny[0], tiny[1], find(tiny[0], "synthesis", "e2d"), tmp_path, ALWAYS)
 
 
-def storm(made: Bench, folder: Path, signals: list[Signals]) -> None:
-    """For each of some groups of signals: one requeue, the newest checkpoint whole, the same artifact."""
+def storm(made: Bench, folder: Path, signals: list[Signals]) -> int:
+    """For each of some groups of signals: one requeue, the newest checkpoint whole, the same artifact.
+
+    Returns:
+        How many found the stage still at work.
+    """
     environment, requeues = pretend_slurm(folder)
+    interrupted = 0
     for given in signals:
         made.clear()
+        shutil.rmtree(made.run / "requeues", ignore_errors=True)  # else it looks like one task that gets nowhere
         asked = len(requeues())
         left = made.attempt(given, **environment)
         # A stage whose last step was the one of the signal may have been published before it came.
         assert left.code in (0, 128 + USR2, 128 + TERM), f"{given}: exit code {left.code}"
         if left.code:
+            interrupted += 1
             assert requeues()[asked:] == ["requeue 7"], f"{given}: once"
             assert made.saves() == left.steps, f"{given}: the newest checkpoint is whole and of the last step"
             assert made.attempt(**environment).code == 0
         made.check()
         assert len(requeues()) == asked + bool(left.code)
+    return interrupted
 
 
 def seeded(count: int) -> list[Signals]:
@@ -56,13 +65,15 @@ def seeded(count: int) -> list[Signals]:
     return found
 
 
-def test_signals_close_together_or_during_a_save_are_one_requeue(made: Bench, tmp_path: Path) -> None:
-    storm(made, tmp_path / "slurm", seeded(8))
-
-
-@pytest.mark.slow
-def test_signals_close_together_or_during_a_save_are_one_requeue_100_times(made: Bench, tmp_path: Path) -> None:
-    storm(made, tmp_path / "slurm", seeded(100))
+@pytest.mark.parametrize(("count", "least"), [(8, 7), pytest.param(100, 95, marks=pytest.mark.slow)])
+def test_signals_close_together_or_during_a_save_are_one_requeue(
+    made: Bench, tmp_path: Path, capfd: pytest.CaptureFixture[str], count: int, least: int
+) -> None:
+    interrupted = storm(made, tmp_path / "slurm", seeded(count))
+    said = capfd.readouterr()
+    print(f"{interrupted} of {count} were interrupted")
+    assert interrupted >= least, "else nothing was asked of them"
+    assert "Traceback" not in said.err + said.out
 
 
 def test_a_task_that_slurm_has_ended_is_not_put_back(made: Bench, tmp_path: Path) -> None:
@@ -123,7 +134,7 @@ def test_a_task_that_gets_nowhere_stays_away(made: Bench, tmp_path: Path) -> Non
 
 def test_where_the_site_does_not_requeue_a_saved_task_is_no_failure(made: Bench, tmp_path: Path) -> None:
     from suite.cluster import requeue as module
-    from suite.cluster.requeue import left_in_order, requeue
+    from suite.cluster.requeue import IN_ORDER, how_left, requeue
     from suite.preemption import Preempted
 
     environment, _ = pretend_slurm(tmp_path / "slurm")
@@ -134,13 +145,13 @@ def test_where_the_site_does_not_requeue_a_saved_task_is_no_failure(made: Bench,
             patch.setenv(name, value)
         patch.setattr(module, "_WAITS", (0.0,))
         assert "requeued job" in requeue(made.run, made.index, Preempted(USR2, saves=1))
-        assert not left_in_order(made.run, job, made.index)
+        assert not how_left(made.run, job, made.index)
         scontrol = Path(environment["PATH"].split(":")[0]) / "scontrol"
         shell, *rest = scontrol.read_text().splitlines()
         scontrol.write_text("\n".join([shell, forbids, *rest, ""]))
         told = requeue(made.run, made.index, Preempted(USR2, saves=2))
         assert "saved, but not requeued (scontrol: Requested operation is presently disabled): launch again" in told
-        assert left_in_order(made.run, job, made.index)
+        assert how_left(made.run, job, made.index) == IN_ORDER
 
 
 @pytest.mark.slow  # half a minute each

@@ -106,7 +106,7 @@ def test_a_finding_comes_back_until_it_is_accepted(grid: Path, site: Store, nigh
 
 def test_quiet_says_nothing_when_there_is_nothing_to_say(grid: Path, site: Store, nightly: Nightly) -> None:
     publish_night(grid, site)
-    assert nightly("--quiet", code=0).count("\n") == 1, "it says that it goes on with a night"
+    assert nightly("--quiet", code=0) == ""
     publish_night(grid, site, accuracy={"rded": 20.0})
     assert "accuracy: rded" in nightly("--quiet", code=1)
 
@@ -236,6 +236,21 @@ def test_a_night_over_its_budget_is_refused_with_the_numbers_before_anything_is_
     message = nightly("--profile", profile, code=2)
     assert words in message and message.count("\n") == 1 and "nightly:" in message
     assert not site.root.exists()
+
+
+def test_a_night_without_its_dataset_is_refused_before_it_begins(grid: Path, site: Store, nightly: Nightly) -> None:
+    grid.write_text(grid.read_text().replace("digits", "cifar10"))
+    for words in ([], ["--dry-run"]):
+        message = nightly(*words, code=2)
+        assert f"suite.prepare cifar10 --source DIR --store {site.root}," in message and message.count("\n") == 1
+    assert not site.root.exists()
+
+
+def test_shards_count_for_the_budget_of_tasks(grid: Path, site: Store) -> None:
+    stages = {"nightly": {"in_flight": 40}, "stages": {"synthesis": {"shards": 2}}}
+    whole, cut = (expected(load_plan(grid), Profile.model_validate({"cluster": "slurm", **more}), site, [])
+                  for more in ({}, stages))  # fmt: skip
+    assert cut.arrays > whole.arrays and cut.each * cut.arrays <= 40
 
 
 def test_a_budget_of_tasks_holds_over_all_arrays(grid: Path, site: Store) -> None:

@@ -1,7 +1,8 @@
 """A worker whose stages compute nothing: everything around them (submitit, attempts, inputs, publishing) is real.
 
 The interpreter of toy profiles: `toy_worker.py -u -m MODULE ARGUMENT...` runs a module of the suite with `run_pack`
-replaced. `SUITE_TOY_SECONDS` is what a stage takes; `SUITE_TOY_FAIL=KEY[,KEY...]` fails stages, kind `infra`.
+replaced. `SUITE_TOY_SECONDS` is what a stage takes; `SUITE_TOY_FAIL=KEY[,KEY...]` fails stages, as `SUITE_TOY_KIND`
+(`infra` or `data`). Attempts get no further while the folder `SUITE_TOY_HOLD` has a file of their stage's kind or key.
 """
 
 from __future__ import annotations
@@ -16,11 +17,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from suite.errors import InfraError, SuiteError
+from suite.errors import DataError, InfraError, SuiteError
 from suite.spec.keys import plain
 from suite.spec.stages import Stage, stage_from_json
 from suite.store import Attempt, Record, Store
 from suite.store.attempts import Blocked, is_current, open_inputs
+
+FAILURES = {"infra": InfraError, "data": DataError}
+#: A test that fails leaves its stages held; they leave the cluster to others after so many seconds.
+LONGEST_HOLD = 400.0
 
 
 def run_pack(run_dir: str, indices: list[int], notice: object = None, tasks: int = 1) -> int:
@@ -38,9 +43,12 @@ def run_stage(stage: Stage, store: Store) -> bool:
         if stage.key in store.published(stage.kind) and is_current(store.open(stage.kind, stage.key), inputs):
             return True
         with Attempt(store, stage, inputs) as attempt:
+            hold(stage)
             time.sleep(float(os.environ.get("SUITE_TOY_SECONDS", "0")))
             if stage.key in os.environ.get("SUITE_TOY_FAIL", "").split(","):
-                raise InfraError("the toy broke")
+                raise FAILURES[os.environ.get("SUITE_TOY_KIND", "infra")]("the toy broke")
+            if stage.kind == "evaluation":
+                fill(record)
             (attempt.dir / "data.bin").write_text(f"{stage.kind} {stage.key}")
             attempt.publish(record)
             if attempt.published:  # not if another attempt was faster
@@ -51,6 +59,22 @@ def run_stage(stage: Stage, store: Store) -> bool:
         Attempt(store, stage, {}).fail(record)
         return False
     return True
+
+
+def hold(stage: Stage) -> None:
+    """Wait until the test lets go of this stage."""
+    folder = Path(os.environ.get("SUITE_TOY_HOLD", "/nonexistent"))
+    deadline = time.monotonic() + LONGEST_HOLD
+    while any((folder / name).exists() for name in (stage.kind, stage.key)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+
+def fill(record: Record) -> None:
+    """Give a record what a row of the leaderboards needs."""
+    record.device = {"type": "cpu", "name": "toy"}
+    record.numbers = {"accuracy_last": 50.0, "accuracy_best": 50.0, "best_epoch": 1, "epochs": 1, "classes": 10}
+    versions = {"python": "3", "torch": "2"}
+    record.provenance = {"commit": "toy", "dirty": "", "loader": "toy", "seed": record.spec["seed"], **versions}
 
 
 if __name__ == "__main__":

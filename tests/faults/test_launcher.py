@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from tests.faults.toy_site import ToySite, some, wait_for
+from tests.faults.toy_site import LIVE, ToySite, some, wait_for
 
 pytestmark = pytest.mark.slurm
 
@@ -27,20 +27,43 @@ DEATHS = {
 def test_a_killed_launchers_jobs_are_adopted_and_each_stage_is_submitted_once(site: ToySite, when: str) -> None:
     code, submitted = DEATHS[when]
     site.commands.fault("sbatch", code)
+    site.hold("prepare")  # nothing ends before it is adopted
     dead = site.launch()
     assert dead.returncode == -signal.SIGKILL
-    assert len(site.jobs_in_slurm()) == submitted
+    assert len(site.jobs_in_slurm(LIVE)) == submitted
     known = sum(a["job"] is not None for a in site.arrays())
 
-    again = site.launch("--wait")
+    again = site.launch()
     assert again.returncode == 0, again.stdout + again.stderr
-    # What ended meanwhile is published already, and needs no adoption.
-    assert ("adopted" in again.stdout) <= (submitted > known)
-    assert set(site.submissions().values()) == {1}, "each stage was submitted exactly once"
-    assert len(site.submissions()) == len(site.plan.stages)
-    site.assert_published_once()
-    assert not list(site.store.root.glob("*/*/*/failed/*.json")), "adopted tasks really ran"
+    assert again.stdout.count("adopted 1 array of run") == submitted - known
+    assert_all_run_once(site)
     assert "nothing to do" in site.launch().stdout
+
+
+@pytest.mark.slow
+def test_a_launcher_killed_midway_through_fifty_arrays_has_one_of_them_adopted(site: ToySite) -> None:
+    site.make(seeds=48, long=True, max_array=2)
+    site.commands.fault("sbatch", '[ $n = 25 ] && { real "$@"; kill -9 $PPID; exit 0; }')
+    site.hold("prepare")
+    assert site.launch().returncode == -signal.SIGKILL
+    assert [a["job"] is None for a in site.arrays()] == [False] * 24 + [True]
+    assert len(site.jobs_in_slurm(LIVE)) == 25
+
+    again = site.launch()
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert again.stdout.count("adopted") == again.stdout.count("adopted 1 array of run") == 1
+    assert len(site.jobs_in_slurm(LIVE)) == len(site.commands.calls("sbatch")) == len(site.arrays()) == 50
+    assert_all_run_once(site)
+
+
+def assert_all_run_once(site: ToySite) -> None:
+    """What is held comes to its end: each stage in one job, and published by one attempt."""
+    site.release("prepare")
+    done = site.launch("--wait")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "adopted" not in done.stdout, "once is enough"
+    assert site.submissions() == dict.fromkeys(range(len(site.plan.stages)), 1), "each stage was submitted exactly once"
+    site.assert_published_once()
 
 
 @pytest.mark.slow
@@ -62,9 +85,21 @@ def test_adopted_ids_are_written_down(site: ToySite) -> None:
 def test_an_interrupted_launcher_says_what_is_submitted_and_leaves_at_once(
     site: ToySite, where: str, sig: signal.Signals, code: int
 ) -> None:
+    """The best of up to three tries counts: other work on this machine may delay one of them."""
+    seconds: list[float] = []
+    while min(seconds, default=9.0) > 2.0 and len(seconds) < 3:
+        site.store = type(site.store)(site.folder / f"store-{len(seconds)}")
+        seconds.append(interrupt(site, where, sig, code))
+    print(f"left after {' '.join(f'{s:.2f}' for s in seconds)} s")
+    assert min(seconds) <= 2.0
+
+
+def interrupt(site: ToySite, where: str, sig: signal.Signals, code: int) -> float:
+    """Interrupt a launch while its jobs wait and run. Returns the seconds until it is gone."""
     faults = {"sbatch hangs": "[ $n = 2 ] && sleep 60", "waiting": "",
               "no room": "[ $n -ge 2 ] && { echo 'sbatch: error: AssocMaxSubmitJobLimit' >&2; exit 1; }"}  # fmt: skip
     site.commands.fault("sbatch", faults[where])
+    (site.commands.folder / "sbatch.calls").unlink(missing_ok=True)
     process = site.start("--wait", SUITE_TOY_SECONDS="60")
     try:
         calls = {"sbatch hangs": 2, "no room": 2, "waiting": 3}[where]
@@ -78,16 +113,16 @@ def test_an_interrupted_launcher_says_what_is_submitted_and_leaves_at_once(
     finally:
         process.kill()
     assert process.returncode == code, err
-    assert took < 4 * 2.0, "two seconds, on a machine with other work"
     jobs = [a["job"] for a in site.arrays() if a["job"]]
     assert f"jobs {' '.join(jobs)}" in out
     assert re.search(r"cancel with: python -m suite\.launch .* --cancel", out), "spares what other grids wait for"
     assert "Traceback" not in err
-    assert set(jobs) <= set(site.jobs_in_slurm()), "jobs go on"
+    assert jobs and set(jobs) <= set(site.jobs_in_slurm(LIVE)), "jobs go on"
     if where == "sbatch hangs":
         unknown = [a["name"] for a in site.arrays() if a["job"] is None]
         assert f"scancel --name={unknown[0]}" in out
     site.clear()
+    return took
 
 
 def test_the_callers_environment_reaches_no_job(site: ToySite) -> None:

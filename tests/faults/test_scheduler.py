@@ -11,6 +11,9 @@ import pytest
 
 from suite.cluster.reconcile import reconcile
 from suite.cluster.sbatch import Unclear, parse_id
+from suite.spec.stages import Stage
+from suite.store.retries import MAX_INFRA
+from tests.cluster.toys import run
 from tests.faults.toy_site import ToySite, some, wait_for
 
 slurm = pytest.mark.slurm
@@ -161,22 +164,44 @@ def test_no_room_for_long_is_said_and_the_same_command_submits_the_rest(
 
 @slurm
 @pytest.mark.slow
-@pytest.mark.parametrize("long", [False, True], ids=["packed", "a task each"])
-def test_one_failed_synthesis_blocks_its_students_alone(site: ToySite, long: bool) -> None:
-    site.make(seeds=20, long=long, max_in_flight=64)
+@pytest.mark.parametrize(
+    ("long", "kind", "times"),
+    [(False, "infra", MAX_INFRA), (True, "data", 1)],
+    ids=["packed, failed until it is held back", "a task each, held back at once"],
+)
+def test_one_failed_synthesis_blocks_its_students_alone(site: ToySite, long: bool, kind: str, times: int) -> None:
+    site.make(seeds=100, long=long, max_in_flight=64)
     victim = next(s for s in site.plan.stages if s.kind == "synthesis")
     (child,) = [s for s in site.plan.stages if victim.key in s.inputs.values()]
-    done = site.launch("--wait", SUITE_TOY_FAIL=victim.key)
-    assert done.returncode == 1, done.stdout + done.stderr
+    for _ in range(times):
+        done = site.launch("--wait", SUITE_TOY_FAIL=victim.key, SUITE_TOY_KIND=kind)
+        assert done.returncode == 1, done.stdout + done.stderr
+        assert "the toy broke" in done.stdout
     left = {s.key for s in site.plan.stages} - {k for kind in ("prepare", "teacher", "synthesis", "evaluation")
                                                 for k in site.store.published(kind)}  # fmt: skip
     assert left == {victim.key, child.key}, "siblings and what needs them are published"
-    assert "the toy broke" in done.stdout
-    again = site.launch("--wait")
-    assert again.returncode == 0, again.stdout + again.stderr
-    site.assert_published_once()
     if long:  # followed task by task: the student of the failed synthesis was never started
         assert not site.store.failures("evaluation", child.key)
+    assert_blocked(site, victim, child, f"{kind}: the toy broke")
+    again = site.launch("--wait", "--retry", kind)
+    assert again.returncode == 0, again.stdout + again.stderr
+    site.assert_published_once(failed=left)
+
+
+def assert_blocked(site: ToySite, victim: Stage, child: Stage, why: str) -> None:
+    """Status and report say of a student alone that its synthesis failed, and how; a hole is no number."""
+    states = {s["key"]: (s["state"], s["detail"]) for s in site.status() if s["state"] != "done"}
+    assert states.keys() == {victim.key, child.key}
+    assert states[victim.key] == ("failed", why)
+    assert states[child.key] == ("blocked", f"synthesis {victim.key} failed ({why})")
+    rows, others = site.rows(), sum(s.kind == "evaluation" for s in site.plan.stages) - 1
+    assert len(rows.frame) == others and set(rows.frame["accuracy_last"]) == {50.0}
+    (hole,) = rows.holes
+    assert hole.key == child.key and hole.reason.startswith(f"blocked (synthesis failed ({why.replace(':', '):', 1)}")
+    words = (site.grid, "--store", site.store.root, "--out", site.folder / "reports", "--gallery", "none")
+    made = run("suite.report", *words)
+    assert made.returncode == 0, made.stderr
+    assert hole.reason in " ".join(made.stdout.split()), "the leaderboards say so"
 
 
 @slurm
@@ -279,7 +304,7 @@ def test_jobs_of_a_node_that_fails_run_on_another(site: ToySite) -> None:
         process.kill()
         site.repair_node("n1")
     assert process.returncode == 0, out + err
-    site.assert_published_once()
+    site.assert_published_once(killed={s.key for s in site.plan.stages})
 
 
 @slurm
@@ -314,4 +339,4 @@ def test_a_stage_that_died_with_its_node_runs_again_without_that_node(site: ToyS
     newest = max(site.store.root.glob("runs/toy/*"))
     scripts = [path.read_text() for path in newest.glob("logs/*/submission.sh")]
     assert scripts and all(f"#SBATCH --exclude={node}\n" in text for text in scripts)
-    site.assert_published_once()
+    site.assert_published_once(failed={s.key for s in site.plan.stages}, killed={site.plan.stages[0].key})

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from suite.grid import Plan, load_plan
+from suite.leaderboard.gather import from_plan, from_store
+from suite.leaderboard.rows import CELL, Rows
 from suite.store import Store
 from tests.cluster.conftest import SlurmCluster
 from tests.cluster.toys import ROOT, command, run, toy_grid, toy_profile
 from tests.faults.commands import Commands
+
+#: States of jobs that go on; what is COMPLETING has been ended, perhaps by somebody.
+LIVE = "PENDING,CONFIGURING,RUNNING"
 
 
 class ToySite:
@@ -46,7 +52,16 @@ class ToySite:
     def environment(self, **more: str) -> dict[str, str]:
         """What a launch gets."""
         own = self.cluster.environment() if self.cluster else dict(os.environ)
-        return own | {"PATH": self.commands.path} | more
+        return own | {"PATH": self.commands.path, "SUITE_TOY_HOLD": str(self.folder / "hold")} | more
+
+    def hold(self, what: str) -> None:
+        """Let no attempt at stages of this kind, or of this key, get anywhere, until `release`."""
+        (self.folder / "hold").mkdir(exist_ok=True)
+        (self.folder / "hold" / what).touch()
+
+    def release(self, what: str) -> None:
+        """Let them go on."""
+        (self.folder / "hold" / what).unlink()
 
     def start(self, *words: object, **environment: str) -> subprocess.Popen[str]:
         """Start a launch."""
@@ -79,31 +94,86 @@ class ToySite:
             found += json.loads(path.read_text())["arrays"]
         return found
 
-    def jobs_in_slurm(self) -> dict[str, str]:
-        """Names of this site's jobs by id, as Slurm knows them."""
+    def jobs_in_slurm(self, states: str = "all") -> dict[str, str]:
+        """Names of this site's jobs by id, as squeue knows them; it forgets jobs some minutes after their end."""
         assert self.cluster is not None
-        names = {a["name"] for a in self.arrays()}
-        lines = self.cluster.call("squeue", "--noheader", "--states=all", "--format=%F|%j").splitlines()
-        return {job: name for job, _, name in (line.partition("|") for line in lines) if name in names}
+        lines = self.cluster.call("squeue", "--noheader", f"--states={states}", "--format=%F|%j").splitlines()
+        return self._own(lines)
 
-    def submissions(self) -> Counter[int]:
-        """How often each stage of the grid was really submitted, by position: in jobs that Slurm has."""
-        packs = {}
+    def jobs_ever(self) -> dict[str, str]:
+        """Names of this site's jobs by id: what accounting knows, which forgets nothing, and what is too new for it."""
+        assert self.cluster is not None
+        words = ("-X", "-n", "-P", "--starttime=now-1days", "--format=JobID,JobName")
+        return self._own(self.cluster.call("sacct", *words).splitlines()) | self.jobs_in_slurm()
+
+    def _own(self, lines: Iterable[str]) -> dict[str, str]:
+        names = {a["name"] for a in self.arrays()}
+        jobs = (line.partition("|") for line in lines)
+        return {job.partition("_")[0]: name for job, _, name in jobs if name in names}
+
+    def ends(self) -> dict[str, set[str]]:
+        """States in which accounting has each task of this site, by `job_index`; those before a requeue, too."""
+        assert self.cluster is not None
+        words = ("-D", "-X", "-n", "-P", "--format=JobID,State", "-j", ",".join(self.jobs_ever()))
+        seen: dict[str, set[str]] = {}
+        for line in self.cluster.call("sacct", *words).splitlines():
+            task, _, state = line.partition("|")
+            seen.setdefault(task, set()).update(state.split()[:1])
+        return seen
+
+    def packs(self) -> dict[str, list[list[str]]]:
+        """Keys of the stages of each task, by the name of the array."""
+        found = {}
         for path in self.store.root.glob("runs/*/*/logs/*/packs.json"):
             run, body = path.parents[2], json.loads(path.read_text())
             keys = [json.loads(line)["key"] for line in (run / "stages.jsonl").read_text().splitlines()]
-            packs[path.parent.name] = [keys[i] for pack in body["packs"] for i in pack]
-        positions = {s.key: i for i, s in enumerate(self.plan.stages)}
-        return Counter(positions[key] for name in self.jobs_in_slurm().values() for key in packs[name])
+            found[path.parent.name] = [[keys[i] for i in pack] for pack in body["packs"]]
+        return found
 
-    def assert_published_once(self) -> None:
-        """Every stage has one artifact, made by one attempt, with nothing left over, and rows are not duplicate."""
+    def submissions(self) -> Counter[int]:
+        """How often each stage of the grid was really submitted, by position: in jobs that Slurm has, or had."""
+        packs, positions = self.packs(), {s.key: i for i, s in enumerate(self.plan.stages)}
+        return Counter(positions[key] for name in self.jobs_ever().values() for pack in packs[name] for key in pack)
+
+    def publications(self) -> Counter[str]:
+        """How often an attempt at each stage said that it published, by key."""
+        found: Counter[str] = Counter()
+        for path in self.store.root.glob("runs/*/*/logs/*/*_log.out"):
+            found.update(re.findall(r"^published \w+ (\w+)$", path.read_text(), re.MULTILINE))
+        return found
+
+    def rows(self) -> Rows:
+        """What the report makes its leaderboards of."""
+        plan = self.plan
+        return from_plan(self.store, plan.stages, plan.cells, plan.cell_keys, plan.excluded)
+
+    def assert_published_once(self, failed: Collection[str] = (), killed: Collection[str] = ()) -> None:
+        """Every stage has one artifact, made by one attempt, with nothing left over, and the report has each row once.
+
+        Args:
+            failed: Keys of stages that left records of failed attempts.
+            killed: Keys of stages whose processes were killed: what they left behind may stay for `suite.clean`.
+        """
+        if self.cluster:  # the slower of two attempts at a stage leaves nothing behind either, once it is through
+            wait_for(lambda: not self.jobs_in_slurm("RUNNING,CONFIGURING,COMPLETING"))
         for stage in self.plan.stages:
-            artifact = self.store.open(stage.kind, stage.key)
+            artifact, home = self.store.open(stage.kind, stage.key), self.store.home(stage.kind, stage.key)
             assert (artifact.path / "data.bin").read_text() == f"{stage.kind} {stage.key}"
-            assert not list(self.store.home(stage.kind, stage.key).glob("quarantine/*")), stage.label()
-        rows = [r.key for r in self.store.records("evaluation")]
-        assert len(rows) == len(set(rows)) == sum(s.kind == "evaluation" for s in self.plan.stages)
+            left = {p.name for p in home.iterdir()} - {"out", "verified.json", "attempts", "failed"}
+            left |= set() if stage.key in killed else {p.name for p in home.glob("attempts/*")}
+            assert not left, f"{stage.label()}: {left}"
+            assert stage.key in failed or not list(home.glob("failed/*")), stage.label()
+        keys, published = [s.key for s in self.plan.stages], self.publications()
+        assert {key: published[key] for key in keys} == dict.fromkeys(keys, 1), "one attempt published each"
+        self.assert_rows_once()
+
+    def assert_rows_once(self) -> None:
+        """The report has one row for each cell of the grid, and no cell twice, whoever asked for it."""
+        rows, whole = self.rows(), from_store(self.store)
+        assert not (gaps := [*rows.holes, *rows.refused, *whole.refused]), gaps[:3]
+        assert sorted(rows.frame["key"]) == sorted(s.key for s in self.plan.stages if s.kind == "evaluation")
+        assert not whole.frame.duplicated([*CELL, "seed"]).any() and whole.frame["key"].is_unique
+        assert set(rows.frame["key"]) <= set(whole.frame["key"])
 
     def fail_node(self, node: str) -> None:
         """Let a node go down; what runs on it is lost."""
@@ -118,7 +188,7 @@ class ToySite:
 
     def clear(self) -> None:
         """Cancel what is left in Slurm."""
-        if self.cluster and (jobs := self.jobs_in_slurm()):
+        if self.cluster and (jobs := self.jobs_in_slurm(LIVE)):
             self.cluster.call("scancel", *jobs)
 
 

@@ -182,7 +182,7 @@ def look_at_slurm(launch: Launch) -> None:
 
 def ask_slurm(launch: Launch) -> None:
     """Learn which stages earlier launches have waiting or running in Slurm, and how their other tasks ended."""
-    from suite.cluster.query import user_tasks
+    from suite.cluster.query import tasks_after_epilogs
     from suite.cluster.runs import any_in_slurm, recent_runs
     from suite.cluster.submitting import await_others
 
@@ -191,7 +191,7 @@ def ask_slurm(launch: Launch) -> None:
         launch.state = reconcile(plan, store, retry, cancelled_stages(store, plan.name))
     if not any_in_slurm(store):
         return
-    tasks = user_tasks()
+    tasks = tasks_after_epilogs(store, [(s.kind, s.key) for t in launch.state.todo for s in [plan.stages[t.index]]])
     find_flying(launch, tasks)
     for run in launch.runs:
         if adopted := run.adopt({t.name: t.job for t in tasks if t.live}):

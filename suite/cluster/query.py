@@ -6,18 +6,22 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
-from suite.cluster.runs import Run
+from suite.cluster.runs import Run, runs_of_jobs
 from suite.cluster.words import LIVE, MOVING, word
 from suite.errors import InfraError
+from suite.store import Store
 
 TIMEOUT = 30.0
 #: How long Slurm may be silent before a launch that follows or fills its queue gives up (jobs go on).
 SILENCE = 1800.0
 #: Slurm's own default, assumed where `scontrol` does not say.
 DEFAULT_MAX_ARRAY = 1001
+#: Pauses while the epilog of a task runs that may be requeued.
+_EPILOG = (2.0, 4.0, 8.0, 16.0, 30.0)
 #: Variables that change what Slurm's own commands do and print.
 SLURM_VARIABLES = ("SLURM_", "SQUEUE_", "SACCT_", "SCONTROL_", "SCANCEL_", "SINFO_", "SBATCH_", "SRUN_", "SALLOC_")
 _FORMAT = "%F|%K|%T|%r|%N|%j"
@@ -136,6 +140,21 @@ def user_tasks() -> list[Task]:
     if text and not text.endswith("\n"):  # tasks that are left out would count as gone
         raise QueryFailed("squeue answered half a line")
     return parse_squeue(text)
+
+
+def tasks_after_epilogs(store: Store, nodes: Collection[tuple[str, str]]) -> list[Task]:
+    """`user_tasks`, when none that holds one of these stages is just ending: what is requeued waits again then.
+
+    An epilog is waited for, a minute at most; each look is one more query.
+    """
+    tasks = user_tasks()
+    for pause in _EPILOG:
+        ending = [t for t in tasks if t.word == "ending"]
+        if in_flight(runs_of_jobs(store, {t.name for t in ending}), ending).keys().isdisjoint(nodes):
+            break
+        time.sleep(pause)
+        tasks = user_tasks()
+    return tasks
 
 
 def live_tasks(ending: bool = False) -> list[Task]:

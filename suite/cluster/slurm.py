@@ -15,7 +15,7 @@ from suite.cluster.query import Task, max_array_size
 from suite.cluster.runs import Array, Run
 from suite.cluster.sbatch import REQUEUES, NoNode, NoRoom, Refused, job_environment, sbatch, write_script
 from suite.cluster.show import plural, say
-from suite.cluster.submitting import beat
+from suite.cluster.submitting import check_stopped
 from suite.cluster.task import write_packs
 from suite.cluster.waves import Wave
 from suite.cluster.window import PATIENCE, Window
@@ -68,7 +68,7 @@ def submit(
         raise UserError("Slurm replaces % in the names of logs", where=str(run.path), hint="choose another store")
     limit = min(profile.max_array, max_array_size())
     drafts = make_drafts(waves, stages, limit, profile.max_submissions)
-    window = Window(run.id, profile, patience, lambda: beat(run.path))
+    window = Window(run.id, profile, patience, lambda: check_stopped(run.path))
     submission = _Submission(run, stages, profile, dict(flying or {}), avoid or {}, window)
     for number, draft in enumerate(drafts):
         try:
@@ -148,7 +148,7 @@ class _Submission:
 
         array = Array(name, kind, packs, follows=followed is not None)
         self.run.arrays.append(array)
-        beat(self.run.path)
+        check_stopped(self.run.path)
         self.run.save()  # the intent: from here on the job is found by its name, whatever happens to this process
         try:
             array.job = self._sbatch(script, name, self.avoid.get(resources.partition or "", ()))

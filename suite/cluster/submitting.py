@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -24,6 +25,9 @@ from suite.store.files import read_json, write_json
 Node = tuple[str, str]
 FILE = "submitting.json"
 STOP = "stop.json"
+#: Seconds between two signs of life, and without one after which a launch of another host counts as dead: file systems
+#: show what another host has changed up to a minute later.
+_BEAT, _DEAD = 15.0, 150.0
 #: Pauses between two looks.
 _FIRST, _LONGEST = 0.5, 15.0
 
@@ -45,27 +49,36 @@ def submitting(run: Run) -> Iterator[None]:
     """Let other launches know that this run is being submitted."""
     path = run.path / FILE
     write_json(path, {"schema": 1, "host": socket.gethostname(), "process": process_mark(os.getpid())})
+    over = threading.Event()
+
+    def live() -> None:
+        while not over.wait(_BEAT):
+            with suppress(OSError):  # for as long as it cannot be shown, other hosts may take this launch for dead
+                os.utime(path)
+
+    heart = threading.Thread(target=live, name="submitting", daemon=True)
+    heart.start()
     try:
         yield
     finally:
+        over.set()
+        heart.join()
         path.unlink(missing_ok=True)
 
 
-def beat(run: Path) -> None:
-    """Show other hosts that the launch of a run lives, unless somebody has cancelled its grid.
+def check_stopped(run: Path) -> None:
+    """Go on submitting, unless somebody has cancelled the grid.
 
     Raises:
         Stopped: If so.
     """
     if (run / STOP).exists():
         raise Stopped("cancelled while it submitted", where=str(run / STOP))
-    with suppress(FileNotFoundError):
-        os.utime(run / FILE)
 
 
 def still_submitting(store: Store, grid: str) -> list[Path]:
     """Runs of a grid whose launches have not come to the end of submitting, as far as this host can tell."""
-    changes = _Changes(PATIENCE)
+    changes = _Changes(_DEAD)
     return [p.parent for p in sorted(store.root.glob(f"runs/{grid}/*/{FILE}")) if changes.alive(p)]
 
 
@@ -87,8 +100,8 @@ def await_others(store: Store, nodes: Collection[Node], patience: float = PATIEN
     Args:
         store: The store.
         nodes: What is to be submitted, by (kind, key).
-        patience: Seconds after which to give up; and after which a launch of another host, which cannot be asked
-            whether it lives, counts as dead if its file did not change.
+        patience: Half the seconds after which to give up. A launch of another host, which cannot be asked whether it
+            lives, counts as dead if its file does not change for two and a half minutes, or for so long.
 
     Returns:
         Whether there was something to wait for.
@@ -96,7 +109,7 @@ def await_others(store: Store, nodes: Collection[Node], patience: float = PATIEN
     Raises:
         StillSubmitting: If another launch still submits after that time.
     """
-    wanted, changes = set(nodes), _Changes(patience)
+    wanted, changes = set(nodes), _Changes(min(patience, _DEAD))
     begin, pause, said = time.monotonic(), _FIRST, set()
     while others := [p for p in sorted(store.root.glob(f"runs/*/*/{FILE}")) if changes.alive(p) and wanted & _of(p)]:
         if time.monotonic() - begin > 2 * patience:

@@ -27,17 +27,17 @@ class Window:
         run_id: The run, whose own tasks are counted for `in_flight_per_run`.
         profile: Gives the limits.
         patience: Seconds without any room after which to give up.
-        beat: Called before every pause.
+        check: Called before every pause.
     """
 
     def __init__(
-        self, run_id: str, profile: Profile, patience: float = PATIENCE, beat: Callable[[], None] = lambda: None
+        self, run_id: str, profile: Profile, patience: float = PATIENCE, check: Callable[[], None] = lambda: None
     ) -> None:
         self.prefix = f"suite-{run_id}-"
         self.per_run = profile.in_flight_per_run
         self.per_user = profile.in_flight_per_user
         self.learnt: int | None = None
-        self.patience, self.beat = patience, beat
+        self.patience, self.check = patience, check
         self.pause, self.still, self.before = _FIRST, 0.0, -1
         self.why = ""
         self._moved()
@@ -85,7 +85,7 @@ class Window:
         self.pause, self.still, self.before = _FIRST, time.monotonic(), -1
 
     def _sleep(self, seconds: float) -> None:
-        self.beat()
+        self.check()
         time.sleep(min(seconds, self.patience))
 
     def _count(self) -> tuple[int, int]:

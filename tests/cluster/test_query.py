@@ -9,6 +9,7 @@ import pytest
 
 from suite.cluster import query
 from suite.cluster.avoid import nodes_to_avoid
+from suite.cluster.profile import Profile
 from suite.cluster.query import (
     QueryFailed,
     Task,
@@ -20,7 +21,7 @@ from suite.cluster.query import (
     parse_squeue,
 )
 from suite.cluster.reconcile import Todo
-from suite.cluster.runs import Array, Run
+from suite.cluster.runs import Array, Run, create_run
 from suite.cluster.states import states
 from suite.cluster.whereabouts import running_at
 from suite.store import Store
@@ -135,3 +136,18 @@ def test_an_attempt_counts_as_running_while_its_process_lives(tmp_path: Path) ->
     assert running_at([gone, away], None) == ""
     assert running_at([away], Task("17", 2, "PENDING", "Resources", "n")) == ""
     assert running_at([away], Task("17", 2, "RUNNING", "None", "n")) == "some-node-3, job 17_2"
+
+
+def test_the_epilog_of_a_task_that_may_be_requeued_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, store, pauses = diamond(), Store(tmp_path / "store"), []
+    run = create_run(store, "diamond", plan.stages, Profile(cluster="slurm"))
+    run.arrays = [Array(f"suite-{run.id}-00-all", "all", [[i] for i in range(len(plan.stages))], "7")]
+    run.save()
+    looks = iter(["COMPLETING", "COMPLETING", "COMPLETING", "COMPLETING", "PENDING"])
+    monkeypatch.setattr(query, "user_tasks", lambda: [Task("7", 3, next(looks), "None", run.arrays[0].name)])
+    monkeypatch.setattr(query.time, "sleep", pauses.append)
+    nodes = [(s.kind, s.key) for s in plan.stages]
+    assert not query.tasks_after_epilogs(store, nodes[4:])[0].live and not pauses, "another stage's"
+    assert query.tasks_after_epilogs(store, nodes[3:])[0].live and len(pauses) == 3

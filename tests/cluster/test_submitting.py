@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from suite.cluster import submitting as module
 from suite.cluster.profile import Profile
 from suite.cluster.runs import Run, create_run
-from suite.cluster.submitting import FILE, StillSubmitting, await_others, beat, submitting
+from suite.cluster.submitting import FILE, StillSubmitting, await_others, submitting
 from suite.store import Store
-from suite.store.files import write_json
+from suite.store.files import read_json, write_json
 from tests.cluster.toys import diamond
 from tests.faults.toy_site import ToySite, wait_for
 
@@ -89,22 +90,14 @@ def test_a_launch_on_another_host_counts_as_dead_when_its_file_stays_as_it_is(ru
     assert 0.5 <= time.monotonic() - begin < 10
 
 
-def test_a_launch_on_another_host_that_never_ends_is_named(run: Run) -> None:
-    write_json(run.path / FILE, {"schema": 1, "host": "login-2", "process": "7:7"})
-    over = threading.Event()
-
-    def beats() -> None:
-        while not over.wait(0.1):
-            beat(run.path)
-
-    thread = threading.Thread(target=beats)
-    thread.start()
-    try:
+def test_a_launch_on_another_host_that_never_ends_is_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It shows signs of life however long one of its own steps takes."""
+    monkeypatch.setattr(module, "_BEAT", 0.1)
+    with submitting(run):
+        body = read_json(run.path / FILE)
+        write_json(run.path / FILE, body | {"host": "login-2"})
         with pytest.raises(StillSubmitting, match=r"submitting\.json") as caught:
             await_others(store(run), NODES, patience=0.5)
-    finally:
-        over.set()
-        thread.join()
     assert caught.value.exit_code == 3 and "remove this file" in caught.value.hint
 
 

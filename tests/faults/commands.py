@@ -8,7 +8,7 @@ import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
-NAMES = ("sbatch", "squeue", "scontrol", "sacct", "scancel", "sacctmgr")
+NAMES = ("sbatch", "squeue", "scontrol", "sacct", "scancel", "sacctmgr", "sinfo")
 
 
 @dataclass

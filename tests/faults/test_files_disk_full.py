@@ -19,6 +19,7 @@ from suite.grid import Plan
 from suite.store import Store
 from suite.store.files import write_json
 from tests.cluster.toys import ROOT
+from tests.cluster.toys import TINY as SMALL
 from tests.cluster.toys import run as command
 from tests.faults.attempts import ALWAYS, Signals, bench, find, in_shards
 from tests.faults.disks import fill, small_disk
@@ -135,18 +136,33 @@ def test_preparing_on_a_full_disk_is_infra_and_room_completes_it(
         assert store.open("prepare", stage.key).digest == reference.open("prepare", stage.key).digest
 
 
-def test_a_launch_on_a_full_disk_is_exit_1_in_one_line_and_resumes(tmp_path: Path) -> None:
-    grid = write_grid(tmp_path)
-    with small_disk(tmp_path, "4m") as disk:
-        ballast = fill(disk, 0)
-        done = command("suite.launch", grid, "--store", disk / "store")
-        assert done.returncode == 1
-        assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
-        assert "No space left" in done.stderr and str(disk / "store") in done.stderr
-        ballast.unlink()
-        shutil.rmtree(disk / "store", ignore_errors=True)
-        (disk / "store").mkdir()
-        assert command("suite.launch", grid, "--store", disk / "store", "--dry-run").returncode == 0
+@pytest.mark.parametrize(
+    ("rooms", "last"), [([0], ["--dry-run"]), pytest.param(PAGES, [], marks=pytest.mark.slow)], ids=["some", "pages"]
+)
+def test_a_launch_on_a_full_disk_is_exit_1_in_one_line_and_the_same_one_completes_when_there_is_room(
+    tmp_path: Path, rooms: Iterable[int], last: list[str]
+) -> None:
+    """Page after page, until the plan is written and a worker has started."""
+    grid, named = tmp_path / "tiny.yaml", set()
+    grid.write_text(SMALL)
+    with small_disk(tmp_path, "64m") as disk:
+        store = disk / "store"
+        for room in rooms:
+            ballast = fill(disk, room)
+            done = command("suite.launch", grid, "--store", store)
+            ballast.unlink()
+            assert done.returncode == 1 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+            found = re.match(
+                r"error: (\S+): (cannot write \d+ bytes|cannot start workers): .*No space left", done.stderr
+            )
+            assert found and found[1].startswith(f"{store}/runs/"), done.stderr
+            named.add(Path(found[1]).name)
+            if "jobs.json" in named:
+                break
+        assert {"settings.json", "stages.jsonl", "jobs.json"} <= named or rooms is not PAGES
+        done = command("suite.launch", grid, "--store", store, *last)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert last or "done: 3 stages published" in done.stdout
 
 
 def test_no_inode_left_is_infra_and_names_the_place(
@@ -173,19 +189,45 @@ def test_no_inode_left_is_infra_and_names_the_place(
         assert run_in_fork(run, [index]) == 0
 
 
-def test_a_report_that_the_disk_does_not_take_leaves_the_old_one(
-    tiny: tuple[Plan, Store, Path], tmp_path: Path
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize(
+    "rooms",
+    [[2 * PAGE], pytest.param([0, PAGE, 4 * PAGE, 16 * PAGE, 64 * PAGE], marks=pytest.mark.slow)],
+    ids=["some", "more"],
+)
+def test_a_report_that_the_disk_does_not_take_leaves_every_old_file_or_a_whole_new_one(
+    tiny: tuple[Plan, Store, Path], tmp_path: Path, rooms: list[int]
 ) -> None:
-    grid = write_grid(tmp_path)
-    with small_disk(tmp_path, "16m") as disk:
-        words = ("suite.report", grid, "--store", tiny[1].root, "--out", disk / "reports")
-        fill(disk, 8192)
-        done = command(*words)
-        assert done.returncode == 1, done.stdout
-        assert done.stderr.startswith("error: ") and "cannot write" in done.stderr and "bytes" in done.stderr
-        assert all(p.name in ("accuracy.csv", "accuracy.md") for p in (disk / "reports").rglob("*.*") if p.is_file())
-        (disk / "ballast").unlink()
-        assert command(*words).returncode == 0
+    """A report is there; then its grid has another row."""
+    grid, row = write_grid(tmp_path), tiny[0].stages[find(tiny[0], "evaluation")]
+    store = Store(shutil.copytree(tiny[1].root, tmp_path / "store"))
+    row_is_there, elsewhere = store.home("evaluation", row.key), tmp_path / "elsewhere"
+
+    def report(out: Path) -> subprocess.CompletedProcess[str]:
+        return command("suite.report", grid, "--store", store.root, "--out", out)
+
+    with small_disk(tmp_path, "64m") as disk:
+        row_is_there.rename(elsewhere)
+        assert report(disk / "reports").returncode == 0
+        old = content(disk / "reports")
+        elsewhere.rename(row_is_there)
+        assert report(tmp_path / "wanted").returncode == 0
+        new = content(tmp_path / "wanted")
+        assert "tiny/accuracy.csv" in old and old["tiny/accuracy.csv"] != new["tiny/accuracy.csv"]
+        for room in rooms:
+            ballast = fill(disk, room)
+            done = report(disk / "reports")
+            ballast.unlink()
+            assert done.returncode == 1 and done.stderr.count("\n") == 1
+            assert re.match(rf"error: {disk}/reports/tiny/\S+: cannot write \d+ bytes: No space left", done.stderr)
+            left = content(disk / "reports")
+            assert old.keys() <= left.keys() <= old.keys() | new.keys(), "none is gone, none is of another name"
+            assert not [n for n, data in left.items() if data not in (old.get(n), new.get(n))]
+        assert report(disk / "reports").returncode == 0
+        assert content(disk / "reports") == new
 
 
 def limited(size: int, call: Callable[[], object]) -> object:

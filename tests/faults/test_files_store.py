@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import errno
+import io
 import json
 import os
 import resource
@@ -14,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,6 +30,7 @@ from suite.store.attempts import Blocked, open_inputs
 from suite.store.files import dump_json, share_with_group
 from tests.cluster.toys import TINY, evaluation, fail, prepare, publish, synthesis
 from tests.cluster.toys import run as command
+from tests.faults.attempts import bench, find, pretend_slurm
 from tests.faults.disks import small_disk
 from tests.grid.test_bounds import BIG
 
@@ -131,6 +134,23 @@ def test_an_input_that_failed_is_not_waited_for_and_is_named_with_its_reason(tmp
     assert caught.value.stage == f"prepare {HEAD.key}"
 
 
+@pytest.mark.ffcv
+def test_a_task_waits_for_what_another_node_published_though_it_shows_six_seconds_late(
+    tiny: tuple[Plan, Store, Path], tmp_path: Path
+) -> None:
+    made = bench(tiny[0], tiny[1], find(tiny[0], "evaluation"), tmp_path)
+    out = made.store.home("synthesis", made.stage.inputs["synthesis"]) / "out"
+    hidden, environment = out.rename(tmp_path / "hidden"), pretend_slurm(tmp_path / "slurm")[0]
+    begin = time.monotonic()
+    thread = later(6.0, lambda: hidden.rename(out))
+    code = made.attempt(**environment).code
+    seconds = time.monotonic() - begin
+    thread.join()
+    assert code == 0 and seconds > 6
+    made.check()
+    assert not made.store.failures("evaluation", made.stage.key)
+
+
 def stale(times: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The next reads of a file answer ESTALE, as after a rename on another node."""
     read, left = Path.read_bytes, iter(range(times))
@@ -144,19 +164,49 @@ def stale(times: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "_PAUSES", (0.01, 0.01, 0.01))
 
 
-def test_stale_handles_are_tried_again(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    stale(3, monkeypatch)
-    assert store.open(HEAD.kind, HEAD.key).key == HEAD.key
+class Gone(io.BytesIO):
+    """An open file that another node has replaced."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        raise OSError(errno.ESTALE, "Stale file handle", "data.bin")
 
 
-def test_a_handle_that_stays_stale_is_infra_and_the_artifact_is_left_alone(
-    store: Store, monkeypatch: pytest.MonkeyPatch
+def stale_sums(times: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next reads of an artifact's data, of which the SHA-256 is made, answer ESTALE."""
+    opened, left = Path.open, iter(range(times))
+
+    def sometimes(self: Path, *how: Any, **more: Any) -> Any:
+        if self.name == "data.bin" and next(left, None) is not None:
+            return Gone()
+        return opened(self, *how, **more)
+
+    monkeypatch.setattr(Path, "open", sometimes)
+    monkeypatch.setattr(files, "_PAUSES", (0.01, 0.01, 0.01))
+
+
+@pytest.mark.parametrize("reads", [stale, stale_sums])
+def test_stale_handles_are_tried_again(
+    store: Store, monkeypatch: pytest.MonkeyPatch, reads: Callable[[int, pytest.MonkeyPatch], None]
 ) -> None:
-    stale(1000, monkeypatch)
+    home = store.home(HEAD.kind, HEAD.key)
+    (home / "verified.json").unlink()
+    reads(3, monkeypatch)
+    assert store.open(HEAD.kind, HEAD.key).key == HEAD.key
+    assert (home / "verified.json").is_file()
+
+
+@pytest.mark.parametrize(("reads", "file"), [(stale, "manifest.json"), (stale_sums, "data.bin")])
+def test_a_handle_that_stays_stale_is_infra_and_the_artifact_is_left_alone(
+    store: Store, monkeypatch: pytest.MonkeyPatch, reads: Callable[[int, pytest.MonkeyPatch], None], file: str
+) -> None:
+    home = store.home(HEAD.kind, HEAD.key)
+    (home / "verified.json").unlink()
+    reads(1000, monkeypatch)
     with pytest.raises(OSError, match="Stale file handle") as caught:
         store.open(HEAD.kind, HEAD.key)
     error = classified(caught.value)
-    assert error.kind == "infra" and "manifest.json" in error.where and "again" in error.hint
+    assert error.kind == "infra" and file in error.where and "again" in error.hint
+    assert (home / "out").is_dir() and not (home / "quarantine").exists()
 
 
 def test_nothing_takes_a_lock_of_the_file_system() -> None:

@@ -65,7 +65,9 @@ def seeded(count: int) -> list[Signals]:
     return found
 
 
-@pytest.mark.parametrize(("count", "least"), [(8, 7), pytest.param(100, 95, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("count", "least"), [(8, 7), pytest.param(100, 95, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])]
+)
 def test_signals_close_together_or_during_a_save_are_one_requeue(
     made: Bench, tmp_path: Path, capfd: pytest.CaptureFixture[str], count: int, least: int
 ) -> None:

@@ -18,7 +18,7 @@ from suite.grid import Plan
 from suite.learn import checkpoint, students
 from suite.stages.tasks import _abandon
 from suite.store import Store
-from tests.faults.attempts import bench, find
+from tests.faults.attempts import Signals, bench, find
 from tests.faults.ranks import Ended, Job, Prepared
 
 pytestmark = pytest.mark.ffcv
@@ -116,6 +116,36 @@ def test_the_second_task_is_asked_first_while_the_first_is_slow_and_both_leave(
     found = job.made.store.open("evaluation", job.made.stage.key)
     assert found.digest == wanted.digest and len(found.record().resumed) == 1
     assert found.record().numbers == wanted.record().numbers
+
+
+def test_what_two_tasks_saved_one_task_starts_again(tiny: Tiny, tmp_path: Path) -> None:
+    job = of_teacher(tiny, tmp_path)
+    alone = job.made.attempt()
+    job.made.clear()
+    tasks = job.start(prepare=slow(tmp_path, 3, 1.0))
+    until(tmp_path / "asleep")
+    for task in tasks:
+        os.kill(task, USR2)
+    left = job.end(tasks)
+    assert left.codes == [128 + USR2] * 2 and job.made.saves() == 1, left.output
+    again = job.made.attempt()
+    assert again == alone and again.code == 0, "every step"
+    record = job.made.check().record()
+    assert record.resumed == [] and "tasks" not in record.provenance and not job.failures()
+
+
+def test_what_one_task_saved_two_tasks_start_again(tiny: Tiny, tmp_path: Path) -> None:
+    job = of_teacher(tiny, tmp_path)
+    assert job.run().codes == [0, 0]
+    wanted = job.made.store.open("teacher", job.made.stage.key)
+    assert wanted.digest != job.made.wanted.digest, "up to rounding it is the network of one task, and not by its bytes"
+    job.made.clear()
+    assert job.made.attempt(Signals(3)).code == 128 + USR2 and job.made.saves() == 1
+    again = job.run()
+    assert again.codes == [0, 0], again.output
+    found = job.made.store.open("teacher", job.made.stage.key)
+    assert found.digest == wanted.digest and found.record().resumed == [] and found.record().provenance["tasks"] == 2
+    assert found.record().numbers == wanted.record().numbers and not job.failures() and clean(job)
 
 
 @pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.slow), 1])

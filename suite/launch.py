@@ -22,11 +22,11 @@ from suite.cluster.profile import Profile, find_profile, load_profile
 from suite.cluster.reconcile import Reconciled, Todo, clear_published, reconcile
 from suite.cluster.shards import Cut, cut
 from suite.cluster.show import clean, plural, say, size, table
-from suite.errors import Parser, UserError, guarded
+from suite.errors import Parser, guarded
 from suite.grid import MAX_CELLS, Plan, estimate, load_plan
 from suite.grid.expand import describe
 from suite.grid.subset import subset
-from suite.preflight import preflight
+from suite.preflight import preflight, tell_missing
 from suite.spec.stages import KINDS, Stage
 from suite.store import Store
 from suite.store.files import share_with_group
@@ -157,10 +157,7 @@ def main() -> int:
     print_plan(launch)
     if a.dry_run:
         say("dry run: nothing was submitted")
-        try:
-            preflight(launch.stages, profile)
-        except UserError as error:
-            say(f"before it can run: {error}")
+        tell_missing(launch.stages, profile)
         return 0
     if not launch.todo:
         return nothing_to_do(launch)

@@ -22,7 +22,7 @@ from suite.nights.history import accept, read_nights
 from suite.nights.night import Task, choose_place, conclude, record, run_night, tail
 from suite.nights.places import nights_folder
 from suite.nights.summary import needs_attention
-from suite.preflight import preflight
+from suite.preflight import preflight, tell_missing
 from suite.store import Store
 
 
@@ -34,13 +34,15 @@ def main() -> int:
         return accept_last(task)
     figures = expected(task.plan, task.profile, task.site, task.earlier)
     check(figures, task.profile, task.grid)
-    shared = task.site.published("prepare")
-    preflight([s for s in task.plan.stages if s.key not in shared], task.profile)
+    shared = {(kind, key) for kind in task.profile.nightly.reuse for key in task.site.published(kind)}
+    stages = [s for s in task.plan.stages if (s.kind, s.key) not in shared]
     if arguments.dry_run:
         say(f"{task.plan.name}: {plural(figures.stages, 'stage')} in {plural(figures.arrays, 'array')}")
         say(figures.text(task.profile))
         say(f"dry run: nothing was started; {plural(len(task.earlier), 'earlier night')} to compare with")
+        tell_missing(stages, task.profile)
         return 0
+    preflight(stages, task.profile)
     place = choose_place(task)
     began = time.monotonic()
     code, stopped = run_night(task, place, figures)

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from suite.cluster.profile import Profile
+from suite.cluster.show import say
 from suite.errors import DataError, UserError
 from suite.spec.datasets import dataset
 from suite.spec.stages import Stage
@@ -23,6 +24,14 @@ def preflight(stages: Iterable[Stage], profile: Profile) -> None:
             _source(stage, profile)
         elif getattr(stage.spec, "weights", "") == "file" and not profile.weights:
             raise UserError(f"{stage.label()} takes its weights from a file", hint="set `weights: DIR` in the profile")
+
+
+def tell_missing(stages: Iterable[Stage], profile: Profile) -> None:
+    """Say the first thing that is missing, for a dry run."""
+    try:
+        preflight(stages, profile)
+    except UserError as error:
+        say(f"before it can run: {error}")
 
 
 def _source(stage: Stage, profile: Profile) -> None:

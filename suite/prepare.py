@@ -110,6 +110,7 @@ def _prepare(
     from rich.console import Console
     from rich.progress import Progress
 
+    from suite.data.loader import read_info
     from suite.provenance import provenance
     from suite.stages.context import Context, Settings, device_info
     from suite.stages.prepare import run
@@ -133,21 +134,14 @@ def _prepare(
         record.seconds = time.monotonic() - begin
         record.device = device_info(cpu)
         record.provenance = provenance() | {"source": str(arguments.source or "embedded")}
-        if old is not None and not _replace(store, stage, old, attempt.dir):
+        if old is None:
+            return attempt.publish(record)
+        if read_info(old.path) == read_info(attempt.dir):
+            print("the source holds the same images: nothing was replaced")
             return old
-        return attempt.publish(record)
-
-
-def _replace(store: Store, stage: Stage, old: Artifact, new: Path) -> bool:
-    """Move what was prepared from other images out of the way; False if the images are the same."""
-    from suite.data.loader import read_info
-
-    if read_info(old.path) == read_info(new):
-        print("the source holds the same images: nothing was replaced")
-        return False
-    moved = store.quarantine(stage.kind, stage.key, "superseded")
-    print(f"the source holds other images: what was prepared is in {moved}; the next launch makes again what used it")
-    return True
+        artifact = attempt.publish(record, supersede=True)
+        print("the source holds other images: the old ones are in quarantine/, and what used them is stale")
+        return artifact
 
 
 def _show(artifact: Artifact) -> None:

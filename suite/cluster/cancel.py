@@ -168,7 +168,8 @@ def cancel_grid(plan: Plan, profile: Profile, store: Store, *, only: bool, yes: 
     if not yes and not agreed(f"cancel {what}?"):
         raise UserError(f"{what} would be cancelled; nothing was", hint="add --yes")
     if launches:
-        stop_submitting(launches)
+        for run in stop_submitting(launches):
+            say(f"run {run.name} ends behind its present call of sbatch, or pause, and cancels what that submits")
         choice, unpublished = _found(plan, store, only)  # with what they submitted meanwhile
     stop(choice, unpublished)
     if not only:

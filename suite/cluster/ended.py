@@ -88,7 +88,10 @@ def not_begun(run: Run, array: Array, index: int, lost: Mapping[Node, Stage]) ->
     """
     pack = [run.keys[i] for i in array.packs[index]]
     needs = {(input_kind(role), key) for n in pack if n in lost for role, key in lost[n].inputs.items()}
-    if array.job is None or array.follows or needs & (lost.keys() - set(pack)):
+    if array.job is None or needs & (lost.keys() - set(pack)):
+        return False
+    followed = [a for a in run.arrays if a.job == array.follows] if array.follows else []
+    if any(run.keys[i] in lost for a in followed for pack in a.packs for i in pack):
         return False
     return next((run.logs / array.name).glob(f"{array.job}_{index}_*_log.*"), None) is None
 
@@ -136,7 +139,7 @@ def _blame(
         stage = stages.get(key)
         if any(_BLAMED in f for f in failures) or (stage is None and not failures):
             return False
-        if failures or stage is None:  # it failed by itself, and the task went on
+        if stage is None or (failures and not store.attempts(*key)):  # it failed by itself, and the task went on
             continue
         first = "OUT_OF_MEMORY" if _killed_for_memory(run, array, job) else state.split()[0].rstrip("+")
         record = Record(stage.kind, stage.key, "", "failed", plain(stage.spec))

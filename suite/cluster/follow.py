@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -17,6 +18,7 @@ from suite.spec.stages import Stage
 from suite.store import Store
 from suite.store.attempts import LATE_SECONDS, look_afresh
 
+Node = tuple[str, str]
 _POLL, _MAX_POLL = 2.0, 30.0
 #: How long tasks may neither run nor wait in the queue before following gives up on them.
 _STALE = 1800.0
@@ -78,6 +80,7 @@ def follow_slurm(
         InfraError: If Slurm does not answer for half an hour, or what is left is stale. The jobs go on.
     """
     waiting = {(s.kind, s.key) for s in stages}
+    failures = {node: count for node in waiting if (count := _failures(store, node))}
     pace, empty = Pace(_POLL, _MAX_POLL), 0
     heard = moved = last = time.monotonic()
     while True:
@@ -86,7 +89,7 @@ def follow_slurm(
         waiting -= fresh
         advance(len(fresh))
         # Twice: the last artifact may be published, or a task requeued, between the two questions.
-        if not waiting or (empty >= 2 and (time.monotonic() - last >= late or _settled(waiting, store))):
+        if not waiting or (empty >= 2 and (time.monotonic() - last >= late or _settled(waiting, store, failures))):
             return
         try:
             tasks = in_flight(runs, live_tasks(ending=True))
@@ -103,12 +106,18 @@ def follow_slurm(
         time.sleep(pace.next(bool(fresh or empty)))
 
 
-def _settled(waiting: Iterable[tuple[str, str]], store: Store) -> bool:
-    """Whether all of these stages show how an attempt ended; asks the file system afresh for those that do not."""
-    unknown = [home for node in waiting if not ((home := store.home(*node)) / "failed").is_dir()]
-    for home in unknown:
-        look_afresh(home)
-    return not unknown
+def _settled(waiting: Iterable[Node], store: Store, before: Mapping[Node, int]) -> bool:
+    """Whether all of these stages show how an attempt ended; the file system is asked afresh."""
+    for node in waiting:
+        look_afresh(store.home(*node))
+    return all(_failures(store, node) > before.get(node, 0) for node in waiting)
+
+
+def _failures(store: Store, node: Node) -> int:
+    try:
+        return len(os.listdir(store.home(*node) / "failed"))  # noqa: PTH208 - names are enough
+    except FileNotFoundError:
+        return 0
 
 
 def _stale(tasks: Sequence[Task], seconds: float) -> InfraError:

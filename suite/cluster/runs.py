@@ -47,14 +47,14 @@ class Array:
         kind: Kind of its stages.
         packs: Stages of each task, as positions in the run.
         job: Job id; None until Slurm has answered.
-        follows: Whether its tasks follow those of another array by `aftercorr`.
+        follows: Job id of the array that its tasks follow one by one, by `aftercorr`.
     """
 
     name: str
     kind: str
     packs: list[list[int]]
     job: str | None = None
-    follows: bool = False
+    follows: str | None = None
 
 
 @dataclass

@@ -10,12 +10,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from suite.cluster.arrays import Draft, all_ancestors, direct_inputs, make_drafts
+from suite.cluster.cancelled import remember
 from suite.cluster.profile import Profile
-from suite.cluster.query import Task, max_array_size
+from suite.cluster.query import Task, call, max_array_size
 from suite.cluster.runs import Array, Run
 from suite.cluster.sbatch import REQUEUES, NoNode, NoRoom, Refused, job_environment, sbatch, write_script
 from suite.cluster.show import plural, say
-from suite.cluster.submitting import check_stopped
+from suite.cluster.submitting import Stopped, check_stopped
 from suite.cluster.task import write_packs
 from suite.cluster.waves import Wave
 from suite.cluster.window import PATIENCE, Window
@@ -73,6 +74,11 @@ def submit(
     for number, draft in enumerate(drafts):
         try:
             submission.submit(number, draft)
+        except Stopped as error:
+            nodes = submission.left()
+            remember(run.path, dict.fromkeys(nodes, f"not submitted: {error.what}"))
+            what = f"{error.what}: {plural(len(nodes), 'stage')} not submitted"
+            raise Stopped(what, hint="`--retry cancelled` submits them") from error
         except InfraError as error:
             if not any(a.job for a in run.arrays):
                 raise CannotSubmit(error.what, where=draft.wave.kind, hint=error.hint) from error
@@ -121,6 +127,10 @@ class _Submission:
                 self.window.accepted(len(piece))
                 left = left[len(piece) :]
 
+    def left(self) -> list[Node]:
+        """Stages of the run that are not in Slurm."""
+        return [node for s in self.stages if (node := (s.whole().kind, s.whole().key)) not in self.producers]
+
     def _pieces(self, draft: Draft) -> Iterator[tuple[str | None, list[int]]]:
         """Indices of an array by the job whose tasks they follow; that array may have been submitted in pieces."""
         if draft.follows is None:
@@ -146,9 +156,9 @@ class _Submission:
         def script(avoid: Sequence[str]) -> Path:
             return write_script(folder, name, indices, resources, self.profile, dependency, avoid)
 
-        array = Array(name, kind, packs, follows=followed is not None)
-        self.run.arrays.append(array)
         check_stopped(self.run.path)
+        array = Array(name, kind, packs, follows=followed)
+        self.run.arrays.append(array)
         self.run.save()  # the intent: from here on the job is found by its name, whatever happens to this process
         try:
             array.job = self._sbatch(script, name, self.avoid.get(resources.partition or "", ()))
@@ -157,6 +167,11 @@ class _Submission:
             self.run.save()
             raise
         self.run.save()
+        try:
+            check_stopped(self.run.path)
+        except Stopped:
+            call(["scancel", array.job])
+            raise
         self.sizes[array.job] = len(indices)
         for index in indices:
             self.jobs[number, index] = array.job

@@ -41,8 +41,6 @@ class StillSubmitting(InfraError):
 class Stopped(InfraError):
     """Somebody cancelled the grid that a launch was submitting."""
 
-    exit_code = 3
-
 
 @contextmanager
 def submitting(run: Run) -> Iterator[None]:
@@ -72,26 +70,45 @@ def check_stopped(run: Path) -> None:
     Raises:
         Stopped: If so.
     """
+    with suppress(OSError), os.scandir(run):  # opening it makes the client of a network file system ask again
+        pass
     if (run / STOP).exists():
         raise Stopped("cancelled while it submitted", where=str(run / STOP))
 
 
 def still_submitting(store: Store, grid: str) -> list[Path]:
-    """Runs of a grid whose launches have not come to the end of submitting, as far as this host can tell."""
-    changes = _Changes(_DEAD)
-    return [p.parent for p in sorted(store.root.glob(f"runs/{grid}/*/{FILE}")) if changes.alive(p)]
+    """This account's runs of a grid whose launches live and have not come to the end of submitting."""
+    found = []
+    for path in sorted(store.root.glob(f"runs/{grid}/*/{FILE}")):
+        with suppress(FileNotFoundError):  # it came to its end just now
+            if path.stat().st_uid == os.getuid() and _Changes(_DEAD).alive(path) and _shown_of_late(path):
+                found.append(path.parent)
+    return found
 
 
-def stop_submitting(runs: Sequence[Path], patience: float = _LONGEST) -> None:
+def _shown_of_late(path: Path) -> bool:
+    """Whether a launch has shown that it lives of late, by the clock of the file system alone."""
+    probe = path.with_name(f".{FILE}-{os.getpid()}")
+    probe.touch()
+    now = probe.stat().st_mtime
+    probe.unlink()
+    return now - path.stat().st_mtime < _DEAD
+
+
+def stop_submitting(runs: Sequence[Path], patience: float = _LONGEST) -> list[Path]:
     """Let the launches of some runs submit nothing more.
 
     Waits a little, since one may be in the middle of a submission; one that waits for room ends when it looks again.
+
+    Returns:
+        Those that have not ended yet: each cancels what it is just submitting, and ends.
     """
     for run in runs:
         write_json(run / STOP, {"schema": 1})
     begin = time.monotonic()
     while any((run / FILE).exists() for run in runs) and time.monotonic() - begin < patience:
         time.sleep(_FIRST)
+    return [run for run in runs if (run / FILE).exists()]
 
 
 def await_others(store: Store, nodes: Collection[Node], patience: float = PATIENCE) -> bool:

@@ -21,7 +21,7 @@ class Window:
 
     Slurm is asked only where the profile limits them, or after a submission was refused. A limit that the site has and
     the profile does not name is learnt from what was accepted and what was refused; since others may fill it, too, one
-    task more than was learnt is tried after each pause in which nothing ended.
+    task more than was learnt is tried now and then when nothing has ended for some minutes.
 
     Args:
         run_id: The run, whose own tasks are counted for `in_flight_per_run`.
@@ -60,7 +60,7 @@ class Window:
                 return free
             if there < self.before:
                 self._moved()
-            elif waited and allowed > 0:
+            elif waited and allowed > 0 and time.monotonic() - self.still >= min(self.patience / 2, _LONGEST):
                 return max(1, free)  # the site's limit may be one that others fill, too: they may have made room
             self.before = there
             if time.monotonic() - self.still >= self.patience:

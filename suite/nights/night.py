@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from suite.cluster.cancelled import cancelled_stages
 from suite.cluster.profile import Profile
 from suite.cluster.reconcile import reconcile
 from suite.cluster.show import clean, plural, say
@@ -90,7 +91,8 @@ def run_night(task: Task, place: Place, figures: Figures) -> tuple[int, bool]:
         if code == TIME_OVER or (left is not None and left <= 0):
             cancel(task, place)
             return 1, True
-        if code != 1 or not reconcile(task.plan, place.store).todo:
+        cancelled = cancelled_stages(place.store, task.plan.name)
+        if code != 1 or not reconcile(task.plan, place.store, cancelled=cancelled).todo:
             break
     return code, False
 

@@ -63,11 +63,15 @@ class Attempt:
             if host == socket.gethostname() and rest.isdigit() and not Path(f"/proc/{rest}").exists():
                 shutil.rmtree(path, ignore_errors=True)
 
-    def publish(self, record: Record) -> Artifact:
+    def publish(self, record: Record, supersede: bool = False) -> Artifact:
         """Write the record, then the manifest, make both durable, and rename the directory into place.
 
         Then the stage's checkpoints go. If another attempt was faster, its artifact is verified and this one dropped; a
         corrupt winner is quarantined and replaced.
+
+        Args:
+            record: What is known about the attempt.
+            supersede: Whether what is published already is quarantined, just before the rename.
 
         Returns:
             The published artifact.
@@ -80,6 +84,8 @@ class Attempt:
         write_json(self.dir / MANIFEST, manifest)
         fsync_dir(self.dir)
         fault_point(self.stage.kind, "sealed")
+        if supersede:
+            self.store.quarantine(self.stage.kind, self.stage.key, "superseded")
         for _ in range(3):
             try:
                 self.dir.rename(self.home / "out")

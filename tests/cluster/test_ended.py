@@ -109,16 +109,29 @@ def test_a_death_behind_a_stage_that_failed_by_itself_is_the_next_ones(store: St
     assert record.job == "7_0"
 
 
+def test_a_death_at_a_stage_that_was_tried_again_is_its_own(store: Store) -> None:
+    """It failed, the task was requeued and tried it again: the killed attempt is still there."""
+    run = submitted(store, "a", [[2, 3]], "7")
+    own = Record(PLAN.stages[2].kind, PLAN.stages[2].key, "", "failed", {}, failure={"kind": "infra"})
+    Attempt(store, PLAN.stages[2], {}).fail(own, place=("n3", "7_0"))
+    (store.home(PLAN.stages[2].kind, PLAN.stages[2].key) / "attempts" / "001-7-1-n3-1-abcdef").mkdir(parents=True)
+    assert note_ended([run], lost([2, 3]), [Task("7", 0, "NODE_FAIL", "None", "x", "n3")], store)[0]
+    assert len(store.failures(PLAN.stages[2].kind, PLAN.stages[2].key)) == 2
+    assert not store.failures(PLAN.stages[3].kind, PLAN.stages[3].key)
+
+
 def test_a_follower_that_left_the_queue_was_cancelled_by_nobody_that_is_known(store: Store) -> None:
     """Slurm removes it, though its input is there, when it has forgotten the task that it followed."""
     for stage in PLAN.stages[:4]:
         publish(stage, store)
     run = submitted(store, "a", ALL, "7")
-    run.arrays[0].follows = True
+    followed = runs.Array("followed", "all", [[2], [3]], "6")
+    run.arrays = [followed, run.arrays[0]]
+    run.arrays[1].follows = "6"
     run.save()
-    assert note_ended(runs.recent_runs(store), lost([4]), [], store)[0] is False
-    run.arrays[0].follows = False
-    assert note_ended([run], lost([4]), [], store)[0] is True, "others leave for no reason but scancel"
+    (read,) = runs.recent_runs(store)
+    assert note_ended([read], lost([2, 4]), [], store)[0] is False, "one of those that it followed failed"
+    assert note_ended([read], lost([4]), [], store)[0] is True, "it left for no reason but scancel"
 
 
 def test_a_stage_whose_nodes_keep_failing_is_given_up(store: Store) -> None:

@@ -134,8 +134,15 @@ def test_it_ends_at_the_second_question_where_every_stage_shows_its_failure(
 ) -> None:
     site = Site(monkeypatch, run, "RUNNING")
     site._tasks = []
-    for stage in PLAN.stages:
-        (store.home(stage.kind, stage.key) / "failed").mkdir(parents=True)
+
+    def fail(name: str) -> None:
+        for stage in PLAN.stages:
+            folder = store.home(stage.kind, stage.key) / "failed"
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / name).touch()
+
+    fail("000-earlier.json")
+    site.at[1] = lambda: fail("001-now.json")
     follow.follow_slurm([run], PLAN.stages, store, lambda fresh: None)
     assert len(site.asked) == 2 and site.now <= 2 * follow._MAX_POLL
 

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from suite.cluster import submitting as module
+from suite.cluster.cancelled import cancelled_stages
 from suite.cluster.profile import Profile
 from suite.cluster.runs import Run, create_run
-from suite.cluster.submitting import FILE, StillSubmitting, await_others, submitting
+from suite.cluster.submitting import FILE, STOP, StillSubmitting, await_others, still_submitting, submitting
 from suite.store import Store
 from suite.store.files import read_json, write_json
 from tests.cluster.toys import diamond
@@ -114,9 +115,33 @@ def test_a_cancelled_launch_submits_nothing_more(tmp_path: Path) -> None:
     cancelled = site.launch("--cancel", "--yes")
     assert cancelled.returncode == 0 and "1 launcher still submitting" in cancelled.stdout, cancelled.stderr
     out, err = first.communicate(timeout=60)
-    assert first.returncode == 1 and "cancelled while it submitted" in err, out + err
+    assert first.returncode == 1 and "cancelled while it submitted: 2 stages not submitted" in err, out + err
+    assert len(cancelled_stages(site.store, site.plan.name)) >= 2
     calls = len(site.commands.calls("sbatch"))
     again = site.start("--retry", "cancelled")
     wait_for(lambda: len(site.commands.calls("sbatch")) > calls)
     again.kill()
     again.communicate()
+
+
+def test_what_is_submitted_when_its_grid_is_cancelled_is_cancelled(tmp_path: Path) -> None:
+    site = ToySite(tmp_path, None, seeds=1)
+    stop = f"for d in {site.store.root}/runs/*/*/; do echo '{{}}' > $d/{STOP}; done"
+    site.commands.fault("sbatch", f"{stop}; echo 77; exit")
+    site.commands.fault("scancel", "exit 0")
+    site.commands.fault("squeue", "exit 0")
+    site.commands.fault("scontrol", "echo 'MaxArraySize            = 1001'; exit")
+    (site.commands.folder / "srun").symlink_to("/bin/false")
+    done = site.launch()
+    assert done.returncode == 1 and "3 stages not submitted" in done.stderr, done.stdout + done.stderr
+    assert site.commands.calls("scancel") == ["77"] and len(site.commands.calls("sbatch")) == 1
+    assert len(cancelled_stages(site.store, site.plan.name)) == 3
+
+
+@pytest.mark.parametrize("age", [0, 600])
+def test_a_launch_of_another_host_counts_as_submitting_while_it_shows_that_it_lives(run: Run, age: int) -> None:
+    write_json(run.path / FILE, {"schema": 1, "host": "login-2", "process": "7:7"})
+    then = time.time() - age
+    os.utime(run.path / FILE, (then, then))
+    assert still_submitting(store(run), run.grid) == ([] if age else [run.path])
+    assert [p.name for p in run.path.glob(".*")] == []

@@ -16,13 +16,14 @@ class Site:
 
     Attributes:
         others: Tasks of other users, which count for the limit; one of them ends at every second pause.
+        every: One task ends at every so many pauses.
         silent: Questions that get no answer.
     """
 
     def __init__(
         self, monkeypatch: pytest.MonkeyPatch, limit: int, there: int, moving: bool = True, others: int = 0
     ) -> None:
-        self.limit, self.there, self.moving, self.others, self.silent = limit, there, moving, others, 0
+        self.limit, self.there, self.moving, self.others, self.silent, self.every = limit, there, moving, others, 0, 1
         self.queries = self.pauses = 0
         monkeypatch.setattr(window, "live_tasks", self.tasks)
         monkeypatch.setattr(window.time, "sleep", self.sleep)
@@ -37,7 +38,7 @@ class Site:
 
     def sleep(self, seconds: float) -> None:
         self.pauses += 1
-        self.there -= self.moving and self.there > 0
+        self.there -= self.moving and self.there > 0 and self.pauses % self.every == 0
         self.others -= self.others > 0 and self.pauses % 2 == 0
 
     def submit(self, size: int) -> bool:
@@ -82,6 +83,14 @@ def test_a_window_is_kept_without_refusals(monkeypatch: pytest.MonkeyPatch) -> N
     pieces = place(site, 200, in_flight_per_user=50)
     assert pieces[0] == 50 and max(pieces) <= 50
     assert all(p >= 5 for p in pieces[:-1]), "a tenth of the window at least: calls are few"
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_where_tasks_end_rarely_calls_stay_few(monkeypatch: pytest.MonkeyPatch, named: bool) -> None:
+    site = Site(monkeypatch, 100, 0)
+    site.every = 3
+    pieces = place(site, 600, **({"in_flight_per_user": 100} if named else {}))
+    assert sum(pieces) == 600 and len(pieces) <= 70
 
 
 def test_tasks_of_other_runs_do_not_count_for_a_runs_window(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ WALL_CLOCK = {
     "store/artifacts.py": "names in quarantine",
     "store/files.py": "a fingerprint that changes when a file does",
     "data/loader.py": "a fingerprint that changes when a file does",
-    "cluster/submitting.py": "a sign of life: whether the time of a file changes, not what it is",
+    "cluster/submitting.py": "a sign of life: whether the time of a file changes, or its age by the file system's own",
     "cluster/garbage.py": "an age below which nothing is removed",
     "leaderboard/marks.py": "a fingerprint that changes when a file does",
     "cluster/runs.py": "ids of runs, each later than all before it in the store",

@@ -240,9 +240,11 @@ def test_a_night_over_its_budget_is_refused_with_the_numbers_before_anything_is_
 
 def test_a_night_without_its_dataset_is_refused_before_it_begins(grid: Path, site: Store, nightly: Nightly) -> None:
     grid.write_text(grid.read_text().replace("digits", "cifar10"))
-    for words in ([], ["--dry-run"]):
-        message = nightly(*words, code=2)
-        assert f"suite.prepare cifar10 --source DIR --store {site.root}," in message and message.count("\n") == 1
+    how = f"suite.prepare cifar10 --source DIR --store {site.root},"
+    message = nightly(code=2)
+    assert how in message and message.count("\n") == 1
+    shown = nightly("--dry-run", code=0)
+    assert "budget: " in shown and how in shown
     assert not site.root.exists()
 
 

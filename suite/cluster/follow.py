@@ -5,16 +5,16 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
 from suite.cluster.pace import Pace
-from suite.cluster.query import SILENCE, QueryFailed, Task, in_flight, live_tasks
+from suite.cluster.query import SILENCE, QueryFailed, Task, in_flight, user_tasks
 from suite.cluster.runs import Run
 from suite.cluster.show import plural, say
 from suite.errors import InfraError
-from suite.spec.stages import Stage
+from suite.spec.stages import Stage, input_kind
 from suite.store import Store
 from suite.store.attempts import LATE_SECONDS, look_afresh
 
@@ -67,12 +67,12 @@ def follow_slurm(
     """Come back when every stage is published, or when Slurm has no task any more that would publish one.
 
     Args:
-        runs: The runs whose tasks the stages are in.
+        runs: The runs whose tasks the stages are in, newest first.
         stages: What to wait for.
         store: Where it appears.
         advance: Called with the number of newly published stages.
-        late: Seconds without a task after which what neither shows an artifact nor a failure has none: what another
-            node has published may stay invisible for so long.
+        late: Seconds without a task after which what shows neither an artifact nor a failure has none, though its task
+            did not die by Slurm's word: what another node has published may stay invisible for so long.
         stale_after: Seconds after which tasks that neither run nor wait in the queue (requeued and never started
             again, on hold, in a state that nobody knows) are not waited for any longer.
 
@@ -81,6 +81,7 @@ def follow_slurm(
     """
     waiting = {(s.kind, s.key) for s in stages}
     failures = {node: count for node in waiting if (count := _failures(store, node))}
+    died: set[Node] = set()
     pace, empty = Pace(_POLL, _MAX_POLL), 0
     heard = moved = last = time.monotonic()
     while True:
@@ -89,11 +90,16 @@ def follow_slurm(
         waiting -= fresh
         advance(len(fresh))
         # Twice: the last artifact may be published, or a task requeued, between the two questions.
-        if not waiting or (empty >= 2 and (time.monotonic() - last >= late or _settled(waiting, store, failures))):
+        if not waiting:
+            return
+        if empty >= 2 and (time.monotonic() - last >= late or _settled(stages, waiting - died, store, failures, died)):
             return
         try:
-            tasks = in_flight(runs, live_tasks(ending=True))
-            left = [tasks[node] for node in waiting & tasks.keys()]
+            tasks = user_tasks()
+            going = in_flight(runs, [t for t in tasks if t.live or t.word == "ending"])
+            ended = in_flight(runs, [t for t in tasks if not t.live])
+            died = {node for node in waiting & ended.keys() if ended[node].word in ("failed", "cancelled", "preempted")}
+            left = [going[node] for node in waiting & going.keys()]
             heard = time.monotonic()
             empty, last = (0, heard) if left else (empty + 1, last)
             if fresh or not left or any(t.moving for t in left):
@@ -106,11 +112,23 @@ def follow_slurm(
         time.sleep(pace.next(bool(fresh or empty)))
 
 
-def _settled(waiting: Iterable[Node], store: Store, before: Mapping[Node, int]) -> bool:
-    """Whether all of these stages show how an attempt ended; the file system is asked afresh."""
+def _settled(
+    stages: Sequence[Stage], waiting: Collection[Node], store: Store, before: Mapping[Node, int], died: Collection[Node]
+) -> bool:
+    """Whether each of these stages shows how an attempt ended, or needs one that does, or whose task died.
+
+    The file system is asked afresh.
+    """
     for node in waiting:
         look_afresh(store.home(*node))
-    return all(_failures(store, node) > before.get(node, 0) for node in waiting)
+    over = set(died)
+    for stage in stages:  # in the order of a plan: inputs first
+        node = stage.kind, stage.key
+        if node in waiting:
+            needs = {(input_kind(role), key) for role, key in stage.inputs.items()}
+            if needs & over or _failures(store, node) > before.get(node, 0):
+                over.add(node)
+    return over >= set(waiting)
 
 
 def _failures(store: Store, node: Node) -> int:

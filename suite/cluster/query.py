@@ -157,16 +157,13 @@ def tasks_after_epilogs(store: Store, nodes: Collection[tuple[str, str]]) -> lis
     return tasks
 
 
-def live_tasks(ending: bool = False) -> list[Task]:
+def live_tasks() -> list[Task]:
     """This user's tasks that wait or run, in one query.
-
-    Args:
-        ending: Those, too, whose epilog runs: a task that is requeued shows itself as one of them for so long.
 
     Raises:
         QueryFailed: If Slurm does not answer.
     """
-    return [t for t in user_tasks() if t.live or (ending and t.word == "ending")]
+    return [t for t in user_tasks() if t.live]
 
 
 def partition_nodes() -> dict[str, set[str]]:

@@ -44,11 +44,11 @@ class Site:
         self.asked: list[float] = []
         self.at: dict[int, Callable[[], None]] = {}
         self._tasks = [Task("1", i, state, reason, run.arrays[0].name) for i in range(len(PLAN.stages))]
-        monkeypatch.setattr(follow, "live_tasks", self._answer)
+        monkeypatch.setattr(follow, "user_tasks", self._answer)
         monkeypatch.setattr(follow, "time", SimpleNamespace(monotonic=lambda: self.now, sleep=self._pass))
 
-    def _answer(self, ending: bool) -> list[Task]:
-        assert ending and len(self.asked) < 1000, "it waits for ever"
+    def _answer(self) -> list[Task]:
+        assert len(self.asked) < 1000, "it waits for ever"
         self.asked.append(self.now)
         self.at.get(len(self.asked), lambda: None)()
         return self._tasks
@@ -129,14 +129,36 @@ def test_without_any_task_it_waits_as_long_as_an_artifact_may_be_late(
     assert sum(advanced) == len(PLAN.stages), "shown late by the file system"
 
 
-def test_it_ends_at_the_second_question_where_every_stage_shows_its_failure(
+@pytest.mark.parametrize("state", ["FAILED", "NODE_FAIL", "CANCELLED", "PREEMPTED", "OUT_OF_MEMORY"])
+def test_it_ends_at_the_second_question_where_slurm_says_that_the_tasks_died(
+    store: Store, run: Run, monkeypatch: pytest.MonkeyPatch, state: str
+) -> None:
+    site = Site(monkeypatch, run, state)
+    site._tasks = site._tasks[:2]  # the others needed what these should have made, and Slurm removed them
+    follow.follow_slurm([run], PLAN.stages, store, lambda fresh: None)
+    assert len(site.asked) == 2
+
+
+def test_a_task_that_ended_well_has_a_minute_to_show_its_artifact(
+    store: Store, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An earlier run of the same stages died; what it says does not count."""
+    old = create_run(store, PLAN.name, PLAN.stages, Profile(cluster="slurm"))
+    old.arrays = [Array("old", "all", run.arrays[0].packs, "0")]
+    site = Site(monkeypatch, run, "COMPLETED")
+    site._tasks += [Task("0", i, "FAILED", "None", "old") for i in range(len(PLAN.stages))]
+    follow.follow_slurm([run, old], PLAN.stages, store, lambda fresh: None)
+    assert site.now >= follow.LATE_SECONDS
+
+
+def test_it_ends_at_the_second_question_where_every_stage_shows_its_failure_or_needs_one_that_does(
     store: Store, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     site = Site(monkeypatch, run, "RUNNING")
     site._tasks = []
 
     def fail(name: str) -> None:
-        for stage in PLAN.stages:
+        for stage in (s for s in PLAN.stages if not s.inputs):
             folder = store.home(stage.kind, stage.key) / "failed"
             folder.mkdir(parents=True, exist_ok=True)
             (folder / name).touch()

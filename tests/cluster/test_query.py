@@ -66,7 +66,6 @@ def test_tasks_that_are_over_are_not_in_flight(commands: Path) -> None:
     script(commands, "squeue", f"/bin/cat <<'END'\n{text}\nEND")
     alive = ["RUNNING", "PENDING", "SUSPENDED", "REQUEUED", "UNHEARD_OF"]
     assert [t.state for t in live_tasks()] == alive
-    assert [t.state for t in live_tasks(ending=True)] == [*alive, "COMPLETING"], "perhaps it is being requeued"
 
 
 def test_tasks_in_hidden_partitions_are_asked_for(commands: Path) -> None:

@@ -24,6 +24,7 @@ override:
 """
 
 
+@pytest.mark.slow  # a minute: seven commands
 @pytest.mark.ffcv
 def test_a_source_that_changes_gives_new_rows_once_it_is_prepared_again(tmp_path: Path) -> None:
     source, grid = make_source(tmp_path / "source", train=8), tmp_path / "changed.yaml"

@@ -102,6 +102,8 @@ def follow_slurm(
             left = [going[node] for node in waiting & going.keys()]
             heard = time.monotonic()
             empty, last = (0, heard) if left else (empty + 1, last)
+            for node in () if left else waiting:
+                look_afresh(store.home(*node))
             if fresh or not left or any(t.moving for t in left):
                 moved = heard
             elif heard - moved > stale_after:
@@ -115,12 +117,7 @@ def follow_slurm(
 def _settled(
     stages: Sequence[Stage], waiting: Collection[Node], store: Store, before: Mapping[Node, int], died: Collection[Node]
 ) -> bool:
-    """Whether each of these stages shows how an attempt ended, or needs one that does, or whose task died.
-
-    The file system is asked afresh.
-    """
-    for node in waiting:
-        look_afresh(store.home(*node))
+    """Whether each of these stages shows how an attempt ended, or needs one that does, or whose task died."""
     over = set(died)
     for stage in stages:  # in the order of a plan: inputs first
         node = stage.kind, stage.key

@@ -6,6 +6,7 @@ stay in such a state for too long.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Final
 
 _STATES: Final[dict[str, tuple[str, ...]]] = {
@@ -30,6 +31,7 @@ LIVE: Final = ("running", "pending", "suspended", "requeued", "on hold", UNKNOWN
 MOVING: Final = ("running", "pending")
 
 
+@lru_cache(maxsize=1024)  # a hundred thousand tasks are in a handful of states
 def word(state: str) -> str:
     """The word for a state as Slurm prints it: `CANCELLED by 123`, `CANCELLED+` and `cancelled` are the same."""
     first = state.split()[0].rstrip("+").upper() if state.strip() else ""

@@ -168,9 +168,11 @@ def cancel_grid(plan: Plan, profile: Profile, store: Store, *, only: bool, yes: 
     if not yes and not agreed(f"cancel {what}?"):
         raise UserError(f"{what} would be cancelled; nothing was", hint="add --yes")
     if launches:
+        say(f"stopping {plural(len(launches), 'launcher')} still submitting")
         for run in stop_submitting(launches):
             say(f"run {run.name} ends behind its present call of sbatch, or pause, and cancels what that submits")
         choice, unpublished = _found(plan, store, only)  # with what they submitted meanwhile
+        what = f"{plural(len(choice.stop), 'task')} with {plural(len(unpublished), 'unpublished stage')}"
     stop(choice, unpublished)
     if not only:
         stop_awaiting(store, plan.name)

@@ -146,6 +146,9 @@ def tasks_after_epilogs(store: Store, nodes: Collection[tuple[str, str]]) -> lis
     """`user_tasks`, when none that holds one of these stages is just ending: what is requeued waits again then.
 
     An epilog is waited for, a minute at most; each look is one more query.
+
+    Raises:
+        QueryFailed: If Slurm does not answer.
     """
     tasks = user_tasks()
     for pause in _EPILOG:

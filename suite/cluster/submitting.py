@@ -20,6 +20,7 @@ from suite.cluster.show import plural, say
 from suite.cluster.window import PATIENCE
 from suite.errors import InfraError
 from suite.store import Store
+from suite.store.attempts import look_afresh
 from suite.store.files import read_json, write_json
 
 Node = tuple[str, str]
@@ -70,8 +71,7 @@ def check_stopped(run: Path) -> None:
     Raises:
         Stopped: If so.
     """
-    with suppress(OSError), os.scandir(run):  # opening it makes the client of a network file system ask again
-        pass
+    look_afresh(run)
     if (run / STOP).exists():
         raise Stopped("cancelled while it submitted", where=str(run / STOP))
 

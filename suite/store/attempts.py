@@ -214,7 +214,7 @@ def await_published(store: Store, kind: str, key: str, patience: float) -> None:
 
 
 def look_afresh(home: Path) -> None:
-    """Make a client of a network file system ask its server again what is in a stage's directory: open it."""
+    """Make a client of a network file system ask its server again what is in a directory: open it, and those above."""
     for folder in (home.parent.parent, home.parent, home):
         with suppress(OSError), os.scandir(folder):
             pass
